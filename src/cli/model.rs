@@ -6,7 +6,7 @@ use clap::Subcommand;
 use clap::builder::PossibleValuesParser;
 use couplet_encoder::model::card::{self, Card};
 use couplet_encoder::model::{
-    Described, Family, ImportError, Imported, MODEL_FOLDER, Problem, ScoreActivation, import,
+    Family, ImportError, Imported, MODEL_FOLDER, ModelDescription, Problem, ScoreActivation, import,
 };
 use couplet_encoder::scorer::ScorerError;
 use couplet_storage::escape::in_line;
@@ -134,9 +134,9 @@ fn describe(imported: &Imported, source: &str, target: &Path, as_json: bool) -> 
 async fn show(uri: &str, as_json: bool) -> Result<(), Error> {
     let place = model_place(uri)?;
     let folder = model_folder(&place).await.map_err(ScorerError::from)?;
-    let model = Described::load(&folder.path).map_err(|e| ScorerError::from(e).of_copy(&place, &folder.path))?;
-    let readme = beside_model(&place, &folder, card::README, card::MOST_BYTES).await?;
-    let training = beside_model(&place, &folder, card::TRAINING, card::MOST_BYTES).await?;
+    let model = ModelDescription::load(&folder.path).map_err(|e| ScorerError::from(e).of_copy(&place, &folder.path))?;
+    let readme = beside_model(&place, &folder, card::README, card::MAX_BYTES).await?;
+    let training = beside_model(&place, &folder, card::TRAINING, card::MAX_BYTES).await?;
     let card = Card::read(readme.as_deref(), training.as_deref());
     let text = if as_json {
         format!("{:#}\n", card_json(&place, &folder, &model, &card))
@@ -146,7 +146,7 @@ async fn show(uri: &str, as_json: bool) -> Result<(), Error> {
     print_as(&text, as_json)
 }
 
-fn card_json(place: &Place, folder: &ModelFolder, model: &Described, card: &Card) -> serde_json::Value {
+fn card_json(place: &Place, folder: &ModelFolder, model: &ModelDescription, card: &Card) -> serde_json::Value {
     let config = &model.config;
     let mut json = json!({
         "uri": place.to_string(),
@@ -173,18 +173,18 @@ fn card_json(place: &Place, folder: &ModelFolder, model: &Described, card: &Card
 }
 
 /// Tells whether the model has one logit, which becomes the score.
-fn is_scored(model: &Described) -> bool {
+fn is_scored(model: &ModelDescription) -> bool {
     model.headless.is_none() && model.config.problem == Problem::Regression
 }
 
 /// Returns the name of its class in `transformers`.
-fn architecture(model: &Described) -> String {
+fn architecture(model: &ModelDescription) -> String {
     let family = model.config.family;
     if model.headless.is_some() { family.class("Model") } else { family.class("ForSequenceClassification") }
 }
 
 /// Returns the card as text; unknown facts have no line.
-fn card_text(place: &Place, folder: &ModelFolder, model: &Described, card: &Card) -> String {
+fn card_text(place: &Place, folder: &ModelFolder, model: &ModelDescription, card: &Card) -> String {
     let config = &model.config;
     let labels: Vec<_> = config.labels.iter().map(|label| in_line(label)).collect();
     let labels = if labels.is_empty() { "none: the output is a number".to_owned() } else { labels.join(", ") };

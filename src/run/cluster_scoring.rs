@@ -73,7 +73,7 @@ impl ClusterScoring {
         let bytes: usize = scored.map(|row| sample.bytes(row)).sum();
         let rows = sample.len().max(1) as f64;
         let sample = scorer.tokenize(sample).await?;
-        let (tokens, uncut) = (sample.tokens() as f64, sample.uncut.iter().sum::<usize>() as f64);
+        let (tokens, uncut) = (sample.tokens() as f64, sample.untruncated.iter().sum::<usize>() as f64);
         let texts = pending.texts;
         let work = Work {
             contract: Contract::of(

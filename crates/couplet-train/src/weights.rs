@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Tensor, Var};
-use couplet_encoder::model::{Checkpoint, LoadError, Source, WORD_EMBEDDINGS};
+use couplet_encoder::model::{Checkpoint, LoadError, WORD_EMBEDDINGS, WeightSource};
 use couplet_encoder::ops::{Gradient, Isa, PackedWeight, Parameter, Parameters, mix64};
 use rayon::prelude::*;
 
@@ -101,7 +101,7 @@ impl Initial<'_> {
     }
 }
 
-impl Source for Initial<'_> {
+impl WeightSource for Initial<'_> {
     /// Weights are stored in the order of the requests.
     fn in_any_order(&self) -> bool {
         false
@@ -126,7 +126,7 @@ impl Source for Initial<'_> {
 }
 
 /// The weights for inference.
-impl Source for Weights {
+impl WeightSource for Weights {
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, LoadError> {
         Ok(self.get(name, shape)?.variable.as_detached_tensor())
     }

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use couplet_cluster::Address;
-use couplet_encoder::model::{Makings, Problem};
+use couplet_encoder::model::{Problem, UntrainedModel};
 use couplet_encoder::scorer::Scorer;
 use couplet_storage::files::{self, MAX_TEXT};
 use couplet_storage::place::Place;
@@ -221,7 +221,7 @@ impl Planner<'_> {
     }
 
     /// The inputs of a model that a stage of this plan will train.
-    fn makings(&self, model: &Place) -> Option<Makings> {
+    fn untrained_model(&self, model: &Place) -> Option<UntrainedModel> {
         let path = model.local()?;
         let finetune = self.pipeline.finetune.as_ref().filter(|_| self.plans(Stage::Finetune))?;
         if finetune.learning.output.path != path {
@@ -234,17 +234,20 @@ impl Planner<'_> {
         };
         let base = finetune.base.local()?;
         if base.exists() {
-            return Some(Makings::of_base(base, outputs));
+            return Some(UntrainedModel::of_base(base, outputs));
         }
         let pretrain = self.pipeline.pretrain.as_ref().filter(|_| self.plans(Stage::Pretrain))?;
         if pretrain.learning.output.path != base {
             return None;
         }
         Some(match &pretrain.start {
-            Start::Model(start) => Makings::of_base(start.local()?, outputs),
-            Start::Random { config, tokenizer } => {
-                Makings { config: config.path.clone(), tokenizer: tokenizer.path.clone(), weights: None, outputs }
-            }
+            Start::Model(start) => UntrainedModel::of_base(start.local()?, outputs),
+            Start::Random { config, tokenizer } => UntrainedModel {
+                config: config.path.clone(),
+                tokenizer: tokenizer.path.clone(),
+                weights: None,
+                outputs,
+            },
         })
     }
 

@@ -44,7 +44,7 @@ pub struct Lengths {
 
 impl Lengths {
     pub(super) fn of(sample: &Tokenized, texts: u64, max_length: usize) -> Self {
-        let mut uncut = sample.uncut.clone();
+        let mut uncut = sample.untruncated.clone();
         uncut.sort_unstable();
         let at = |share: f64| {
             let place = (share * uncut.len() as f64).ceil() as usize;
@@ -53,7 +53,7 @@ impl Lengths {
         let sampled = uncut.len();
         Self {
             sampled,
-            all: (sampled + sample.refused) as u64 >= texts,
+            all: (sampled + sample.rejected) as u64 >= texts,
             mean: if sampled == 0 { 0.0 } else { sample.tokens() as f64 / sampled as f64 },
             p50: at(0.5),
             p90: at(0.9),

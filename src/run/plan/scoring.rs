@@ -186,11 +186,11 @@ impl Planner<'_> {
         let began = Instant::now();
         let place = &settings.location.place;
         if place.local().is_some_and(|path| !path.exists())
-            && let Some(makings) = self.makings(place)
+            && let Some(inputs) = self.untrained_model(place)
         {
             let (options, pool) = (scorer_options(settings, self.pipeline), models.pool().clone());
-            let name = makings.name().to_owned();
-            let loading = tokio::task::spawn_blocking(move || Scorer::stand_in(&makings, options, &pool));
+            let name = inputs.name().to_owned();
+            let loading = tokio::task::spawn_blocking(move || Scorer::untrained(&inputs, options, &pool));
             let scorer = loading.await.map_err(|_| ScorerError::Stopped)??;
             return Ok(PlanningModel { scorer, stand_in: Some(name), seconds: began.elapsed().as_secs_f64() });
         }
@@ -273,7 +273,7 @@ impl Planner<'_> {
             return Ok(Written::default());
         }
         let (_, predicted, _) =
-            predictions_to_array(&scorer.imagined(rows.num_rows()), &scorer.model().config).into_parts();
+            predictions_to_array(&scorer.placeholder_predictions(rows.num_rows()), &scorer.model().config).into_parts();
         let fingerprint = scorer.model().fingerprint.to_string();
         let model: ArrayRef = Arc::new(arrow::array::StringArray::from(vec![fingerprint.as_str(); rows.num_rows()]));
         let schema = output_schema(staged.schema());

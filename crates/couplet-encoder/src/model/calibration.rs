@@ -1,8 +1,8 @@
-//! `calibration.json`: what turns logits into probabilities that mean what they say, beside the weights.
+//! `calibration.json`: the calibration of a model's probabilities, a file beside the weights.
 //!
-//! couplet's fine-tuning writes it ([`couplet_train::statistics::calibration`]); `transformers` takes no notice of it. The
-//! temperature divides the logits; it changes no label. A threshold then replaces "the more probable of two labels" by
-//! "the second label, if its calibrated probability is at least this".
+//! couplet's fine-tuning writes it (`couplet_train::statistics::calibration`); `transformers` ignores it. The logits
+//! are divided by the temperature, which does not change the label. With a threshold, the label is the second of two
+//! labels if its calibrated probability is at least the threshold, instead of the more probable label.
 
 use std::fmt;
 
@@ -15,33 +15,34 @@ use super::files::ModelFiles;
 
 pub use couplet_storage::hub::CALIBRATION_FILE;
 
-/// The version of the file that is written and read.
+/// The supported version of the file format.
 pub const CALIBRATION_VERSION: u64 = 1;
 
-/// A temperature, and perhaps a threshold.
+/// A temperature and an optional threshold.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Calibration {
-    /// What the logits are divided by; above 0.
+    /// The divisor of the logits; greater than 0.
     pub temperature: f64,
-    /// From which calibrated probability on a row has the second of two labels; none to take the most probable label.
+    /// The calibrated probability of the second of two labels from which a row gets it. `None` selects the most
+    /// probable label.
     pub threshold: Option<f64>,
-    /// What the threshold does best, for people.
+    /// The metric that the threshold maximizes, for display.
     pub objective: Option<String>,
-    /// Validation rows that both were fitted on, where the file says.
+    /// The number of validation rows that the calibration was fitted on, if the file contains it.
     pub fitted_on: Option<u64>,
-    /// Which bound the temperature is at, if it is not the best of all.
+    /// The bound that the temperature reached, if the optimum is outside the search range.
     #[serde(rename = "temperature_bound")]
     pub bound: Option<String>,
 }
 
 impl Calibration {
-    /// Reads the calibration of a model with such logits; none if the model has none.
+    /// Reads and validates the calibration of a model, or returns `None` if the model has no calibration.
     pub(super) fn load(files: &ModelFiles, config: &ModelConfig) -> Result<Option<Self>, LoadError> {
         if files.get(CALIBRATION_FILE).is_none() {
             return Ok(None);
         }
         let (path, mut json) = (&files.path(CALIBRATION_FILE), read_json(files, CALIBRATION_FILE)?);
-        // A key of an inner object is told by its path.
+        // Error messages name a key of a nested object by its path.
         for (outer, inner) in [("threshold", "value"), ("threshold", "objective")] {
             if json[outer].is_object() {
                 json[format!("{outer}.{inner}")] = json[outer][inner].clone();
@@ -51,9 +52,9 @@ impl Calibration {
         if json["version"].as_u64() != Some(CALIBRATION_VERSION) {
             return Err(keys.error("version", "1"));
         }
-        let of_problem = problem_type(config.problem);
-        if config.problem == Problem::Regression || json["problem_type"].as_str() != Some(of_problem) {
-            return Err(keys.error("problem_type", &format!("\"{of_problem}\", as config.json has it")));
+        let expected = problem_type(config.problem);
+        if config.problem == Problem::Regression || json["problem_type"].as_str() != Some(expected) {
+            return Err(keys.error("problem_type", &format!("\"{expected}\", as config.json has it")));
         }
         let positive = |value: &f64| value.is_finite() && *value > 0.0;
         let temperature = json["temperature"].as_f64().filter(positive);
@@ -74,7 +75,7 @@ impl Calibration {
         Ok(Some(Self { temperature, threshold, objective, fitted_on: json["fitted_on"].as_u64(), bound }))
     }
 
-    /// The calibrated probabilities of one row's logits, computed in double precision.
+    /// Computes the calibrated probabilities of one row: `logits: [L] → [L]`. The arithmetic is in f64.
     #[must_use]
     pub fn probabilities(&self, problem: Problem, logits: &[f32]) -> Box<[f32]> {
         let scaled = logits.iter().map(|&logit| f64::from(logit) / self.temperature);
@@ -87,7 +88,8 @@ impl Calibration {
         exp.into_iter().map(|x| (x / sum) as f32).collect()
     }
 
-    /// The place of the label that the threshold decides for, from calibrated probabilities; none without a threshold.
+    /// Returns the index of the label that the threshold selects for calibrated `probabilities: [L]`, or `None` without
+    /// a threshold.
     #[must_use]
     pub fn decide(&self, probabilities: &[f32]) -> Option<usize> {
         let threshold = self.threshold.filter(|_| probabilities.len() == 2)?;
@@ -95,7 +97,7 @@ impl Calibration {
     }
 }
 
-/// For people: `temperature 1.2345, threshold 0.4212 for f1, fitted on 408 rows`.
+/// Formats it for display: `temperature 1.2345, threshold 0.4212 for f1, fitted on 408 rows`.
 impl fmt::Display for Calibration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "temperature {:.4}", self.temperature)?;
@@ -112,7 +114,7 @@ impl fmt::Display for Calibration {
     }
 }
 
-/// The problem's name in `config.json` and in `calibration.json`.
+/// Returns the `problem_type` in `config.json` and `calibration.json`.
 #[must_use]
 pub fn problem_type(problem: Problem) -> &'static str {
     match problem {
@@ -136,7 +138,7 @@ mod tests {
         read.map(Option::unwrap).map_err(|e| e.to_string().replace(path.to_str().unwrap(), "FILE"))
     }
 
-    fn whole() -> Value {
+    fn complete() -> Value {
         json!({
             "version": 1,
             "problem_type": "single_label_classification",
@@ -147,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_file_is_told_by_its_key() {
+    fn errors_name_the_invalid_key() {
         for (key, value, message) in [
             ("version", json!(2), "FILE: key `version`: expected 1, found 2"),
             ("temperature", json!("1"), "FILE: key `temperature`: expected a number above 0, found \"1\""),
@@ -160,22 +162,22 @@ mod tests {
             ("threshold", json!({ "value": "a" }), "FILE: key `threshold.value`: expected a number, found \"a\""),
             ("threshold", json!(0.5), "FILE: key `threshold`: expected null, or an object with `value`, found 0.5"),
         ] {
-            let mut json = whole();
+            let mut json = complete();
             json[key] = value;
-            assert_eq!(read(&json, &ModelConfig::smallest(Problem::SingleLabel, 2)).unwrap_err(), message);
+            assert_eq!(read(&json, &ModelConfig::minimal(Problem::SingleLabel, 2)).unwrap_err(), message);
         }
-        assert!(read(&json!([]), &ModelConfig::smallest(Problem::SingleLabel, 2)).is_err());
+        assert!(read(&json!([]), &ModelConfig::minimal(Problem::SingleLabel, 2)).is_err());
     }
 
     #[test]
-    fn a_calibration_suits_its_model() {
-        let error = read(&whole(), &ModelConfig::smallest(Problem::SingleLabel, 3)).unwrap_err();
+    fn rejects_a_calibration_of_another_problem() {
+        let error = read(&complete(), &ModelConfig::minimal(Problem::SingleLabel, 3)).unwrap_err();
         assert!(error.contains("a threshold is for two labels"), "{error}");
-        assert!(read(&whole(), &ModelConfig::smallest(Problem::Regression, 0)).is_err());
-        let mut sets = whole();
+        assert!(read(&complete(), &ModelConfig::minimal(Problem::Regression, 0)).is_err());
+        let mut sets = complete();
         sets["problem_type"] = "multi_label_classification".into();
         sets["threshold"] = Value::Null;
-        let read = read(&sets, &ModelConfig::smallest(Problem::MultiLabel, 3)).unwrap();
+        let read = read(&sets, &ModelConfig::minimal(Problem::MultiLabel, 3)).unwrap();
         assert_eq!(
             read,
             Calibration { temperature: 1.25, threshold: None, objective: None, fitted_on: Some(7), bound: None }

@@ -1,79 +1,78 @@
-//! What is written of a model beside its weights: the head of its README.md, which hubs call a model card, and the
-//! `training.json` of couplet's own training.
+//! The model card: the YAML front matter of a model's README.md, and the `training.json` of couplet's training.
 //!
-//! Both are by people or other programs and are only shown: what cannot be read in them is left out.
+//! Both are untrusted and used for display only. Content that cannot be parsed is skipped.
 
 use couplet_storage::escape::in_line;
 use saphyr_parser::{Event, Parser, ScalarStyle};
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
-/// The largest README.md or `training.json` that is read, in bytes.
-pub const MOST_BYTES: u64 = 8 << 20;
+/// The largest accepted README.md or `training.json`, in bytes.
+pub const MAX_BYTES: u64 = 8 << 20;
 
-/// The files that a card is made of.
+/// The file with the model card.
 pub const README: &str = "README.md";
-/// What training left of itself.
+/// The file with the record of couplet's training.
 pub const TRAINING: &str = "training.json";
 
-/// How deep a head may be nested; real ones are at most six deep.
-const DEEPEST: usize = 32;
+/// The deepest nesting of front matter. Real front matter has at most six levels.
+const MAX_DEPTH: usize = 32;
 
-/// How many names or measurements of one kind are shown.
-const MOST: usize = 100;
+/// The most names or metrics of one kind that are shown.
+const MAX_ITEMS: usize = 100;
 
-/// How many characters of a text are shown.
-const LONGEST: usize = 200;
+/// The most characters of a text that are shown.
+const MAX_CHARS: usize = 200;
 
-/// What is known of a model besides what it is loaded from.
+/// Descriptive information about a model.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Card {
-    /// The licence, as an SPDX name or in the author's words.
+    /// The licence: an SPDX identifier or the author's text.
     pub licence: Option<String>,
-    /// The models it was made from.
+    /// The base models.
     #[serde(rename = "base_model")]
     pub base: Vec<String>,
-    /// The data sets it learned from.
+    /// The training data sets.
     pub datasets: Vec<String>,
-    /// The languages it is for.
+    /// The supported languages.
     pub languages: Vec<String>,
-    /// What was measured, and on what; the names alone where the card has no values.
+    /// The metrics with their values and data sets; only their names if the card has no values.
     pub metrics: Vec<String>,
-    /// How couplet trained it.
+    /// The record of couplet's training.
     pub training: Option<Training>,
 }
 
-/// What `training.json` says.
+/// The content of `training.json`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Training {
     json: Value,
 }
 
 impl Card {
-    /// Reads what there is.
+    /// Reads a card from the contents of README.md and `training.json`, either of which may be missing or invalid.
     #[must_use]
     pub fn read(readme: Option<&[u8]>, training: Option<&[u8]>) -> Self {
-        let head = readme.map(|text| head(&String::from_utf8_lossy(text))).unwrap_or_default();
-        let license = words(&head["license"]).into_iter().next();
-        let own = words(&head["license_name"]).into_iter().next();
+        let front = readme.map(|text| front_matter(&String::from_utf8_lossy(text))).unwrap_or_default();
+        let license = texts(&front["license"]).into_iter().next();
+        let custom = texts(&front["license_name"]).into_iter().next();
         let training = training.and_then(|text| serde_json::from_slice(text).ok()).map(|json| Training { json });
-        let mut metrics = measured(&head["model-index"]);
+        let mut metrics = measured(&front["model-index"]);
         if metrics.is_empty() {
-            metrics = words(&head["metrics"]);
+            metrics = texts(&front["metrics"]);
         }
         Self {
-            // "other" says that the name is elsewhere.
-            licence: license.filter(|name| name != "other").or(own).or_else(|| words(&head["license"]).pop()),
-            base: first_of(words(&head["base_model"])),
-            datasets: first_of(words(&head["datasets"])),
-            languages: first_of(words(&head["language"])),
-            metrics: first_of(metrics),
+            // "other" means that the name is in `license_name`.
+            licence: license.filter(|name| name != "other").or(custom).or_else(|| texts(&front["license"]).pop()),
+            base: capped(texts(&front["base_model"])),
+            datasets: capped(texts(&front["datasets"])),
+            languages: capped(texts(&front["language"])),
+            metrics: capped(metrics),
             training,
         }
     }
 }
 
-/// What matters of it, without curves and single epochs.
+/// Serializes a summary, without loss curves and per-epoch values.
 impl Serialize for Training {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let json = &self.json;
@@ -89,7 +88,7 @@ impl Serialize for Training {
 }
 
 impl Training {
-    /// What it started from.
+    /// Returns the model that training started from, or "random weights".
     #[must_use]
     pub fn base(&self) -> Option<String> {
         match &self.json["base"] {
@@ -99,19 +98,19 @@ impl Training {
         }
     }
 
-    /// How it was trained, in a line: the task, the rows, the steps.
+    /// Returns a one-line summary of the training: task, rows, steps and settings.
     #[must_use]
     pub fn summary(&self) -> String {
         let json = &self.json;
         let number = |value: &Value| value.as_u64().map(couplet_storage::words::grouped);
-        let kind = if json["kind"] == "pretrain" {
+        let task = if json["kind"] == "pretrain" {
             "pretrained by masked words".to_owned()
         } else {
-            let task = json["task"].as_str();
-            task.map_or("fine-tuned".into(), |task| format!("fine-tuned for {}", one_line(task)))
+            let name = json["task"].as_str();
+            name.map_or("fine-tuned".into(), |name| format!("fine-tuned for {}", one_line(name)))
         };
         let parts = [
-            Some(kind),
+            Some(task),
             number(&json["rows"]["training"]).map(|n| format!("{n} rows")),
             number(&json["steps"]).map(|n| format!("{n} steps")),
             number(&json["epoch"])
@@ -124,7 +123,7 @@ impl Training {
         parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
     }
 
-    /// What was measured on the rows that were held out, a line for each kind of measure.
+    /// Returns the metrics on the held-out rows, one line per evaluation.
     #[must_use]
     pub fn metrics(&self) -> Vec<String> {
         let json = &self.json;
@@ -132,7 +131,7 @@ impl Training {
             let metrics = of["metrics"].as_object()?;
             let values =
                 metrics.iter().filter_map(|(name, value)| Some(format!("{} {:.4}", one_line(name), value.as_f64()?)));
-            Some(values.take(MOST).collect::<Vec<_>>().join(", ")).filter(|line| !line.is_empty())
+            Some(values.take(MAX_ITEMS).collect::<Vec<_>>().join(", ")).filter(|line| !line.is_empty())
         };
         let rows = json["evaluation"]["rows"].as_u64().map(couplet_storage::words::grouped);
         let rows = rows.map_or_else(String::new, |rows| format!(" on {rows} held-out rows"));
@@ -141,10 +140,10 @@ impl Training {
         let mut lines: Vec<String> =
             named(&json["evaluation"]).map(|line| format!("{line}{rows}{positive}")).into_iter().collect();
         lines.extend(named(&json["calibrated"]).map(|line| format!("calibrated: {line}")));
-        for share in json["held_out"].as_array().into_iter().flatten().take(MOST) {
-            let hidden = share["mask_probability"].as_f64().zip(share["after"]["perplexity"].as_f64());
-            let hidden = hidden.zip(share["after"]["accuracy"].as_f64());
-            lines.extend(hidden.map(|((share, perplexity), accuracy)| {
+        for evaluation in json["held_out"].as_array().into_iter().flatten().take(MAX_ITEMS) {
+            let values = evaluation["mask_probability"].as_f64().zip(evaluation["after"]["perplexity"].as_f64());
+            let values = values.zip(evaluation["after"]["accuracy"].as_f64());
+            lines.extend(values.map(|((share, perplexity), accuracy)| {
                 format!("perplexity {perplexity:.2}, accuracy {accuracy:.4} on words of which {share} are hidden")
             }));
         }
@@ -152,9 +151,9 @@ impl Training {
     }
 }
 
-/// The values of a `model-index`: `accuracy 0.87 (glue mrpc, validation)`.
+/// Returns the metrics of a `model-index`, such as `accuracy 0.87 (glue mrpc, validation)`.
 fn measured(index: &Value) -> Vec<String> {
-    // A list of models, in which there is one; some leave the list out.
+    // A list with one model. Some cards have the model without the list.
     let models = index.as_array().map_or(std::slice::from_ref(index), Vec::as_slice);
     let results = models.iter().filter_map(|model| model["results"].as_array()).flatten();
     let lines = results.flat_map(|result| {
@@ -164,46 +163,46 @@ fn measured(index: &Value) -> Vec<String> {
         let metrics = result["metrics"].as_array().into_iter().flatten();
         metrics.filter_map(move |metric| {
             let name = metric["type"].as_str().or(metric["name"].as_str())?;
-            let value = words(&metric["value"]).join(" ");
+            let value = texts(&metric["value"]).join(" ");
             (!value.is_empty()).then(|| one_line(&format!("{name} {value}{on}")))
         })
     });
     lines.collect()
 }
 
-/// A text, or the texts of a list; of a table, its name.
-fn words(value: &Value) -> Vec<String> {
+/// Returns a text, the texts of a list, or the name of an object, each shortened to one line.
+fn texts(value: &Value) -> Vec<String> {
     match value {
         Value::String(text) => Some(one_line(text)).filter(|text| !text.is_empty()).into_iter().collect(),
-        Value::Array(values) => values.iter().flat_map(words).collect(),
-        Value::Object(table) => ["name", "type"].iter().find_map(|key| table.get(*key)).map(words).unwrap_or_default(),
+        Value::Array(values) => values.iter().flat_map(texts).collect(),
+        Value::Object(table) => ["name", "type"].iter().find_map(|key| table.get(*key)).map(texts).unwrap_or_default(),
         _ => Vec::new(),
     }
 }
 
-/// As many as a person reads, and how many more there are.
-fn first_of(mut words: Vec<String>) -> Vec<String> {
-    if words.len() > MOST {
-        let more = format!("and {} more", words.len() - MOST);
-        words.truncate(MOST);
-        words.push(more);
+/// Keeps the first [`MAX_ITEMS`] texts and adds the number of the others.
+fn capped(mut texts: Vec<String>) -> Vec<String> {
+    if texts.len() > MAX_ITEMS {
+        let more = format!("and {} more", texts.len() - MAX_ITEMS);
+        texts.truncate(MAX_ITEMS);
+        texts.push(more);
     }
-    words
+    texts
 }
 
-/// A stranger's text, short and in one line, in which nothing moves the cursor.
+/// Shortens an untrusted text to one line and escapes terminal control characters.
 fn one_line(text: &str) -> String {
-    let start: String = text.trim_start().chars().take(4 * LONGEST).collect();
+    let start: String = text.trim_start().chars().take(4 * MAX_CHARS).collect();
     let words = start.split_whitespace().collect::<Vec<_>>().join(" ");
     let shown = in_line(&words);
-    match shown.char_indices().nth(LONGEST) {
+    match shown.char_indices().nth(MAX_CHARS) {
         Some((end, _)) => format!("{}…", &shown[..end]),
         None => shown.into_owned(),
     }
 }
 
-/// The YAML between the first two lines of dashes; null where there is none, or where it is no YAML.
-fn head(readme: &str) -> Value {
+/// Parses the YAML between the first two `---` lines. Returns null if there is none or if it is invalid.
+fn front_matter(readme: &str) -> Value {
     let text = readme.trim_start_matches('\u{feff}').trim_start();
     let mut lines = text.split_inclusive('\n');
     if lines.next().is_none_or(|line| line.trim_end() != "---") {
@@ -220,7 +219,7 @@ fn head(readme: &str) -> Value {
     Value::Null
 }
 
-/// YAML as JSON. An alias is null: a few of them could stand for more than fits into memory.
+/// Converts YAML to JSON. Aliases become null, because a few nested aliases can expand to more than fits into memory.
 fn yaml(text: &str) -> Option<Value> {
     enum Open {
         List(Vec<Value>),
@@ -245,7 +244,7 @@ fn yaml(text: &str) -> Option<Value> {
             Event::Alias(..) => Some(Value::Null),
             _ => None,
         };
-        if open.len() > DEEPEST {
+        if open.len() > MAX_DEPTH {
             return None;
         }
         match (value.take(), open.last_mut()) {
@@ -261,7 +260,7 @@ fn yaml(text: &str) -> Option<Value> {
     None
 }
 
-/// All but null is a text: a number keeps the digits that its author gave it.
+/// Converts a scalar to null or a string. A number stays a string, so that its digits are preserved.
 fn scalar(text: &str, style: ScalarStyle) -> Value {
     match text {
         "" | "~" | "null" | "Null" | "NULL" if style == ScalarStyle::Plain => Value::Null,
@@ -273,7 +272,7 @@ fn scalar(text: &str, style: ScalarStyle) -> Value {
 mod tests {
     use super::*;
 
-    const HEAD: &str = "---
+    const FRONT_MATTER: &str = "---
 license: apache-2.0
 language: [en, de]
 base_model: org/base
@@ -296,8 +295,8 @@ model-index:
 ";
 
     #[test]
-    fn the_head_of_a_readme_is_a_card() {
-        let card = Card::read(Some(HEAD.as_bytes()), None);
+    fn reads_the_front_matter_of_a_readme() {
+        let card = Card::read(Some(FRONT_MATTER.as_bytes()), None);
         assert_eq!(card.licence.as_deref(), Some("apache-2.0"));
         assert_eq!(card.base, ["org/base"]);
         assert_eq!(card.datasets, ["glue", r"org/\u{1b}[31mown"]);
@@ -308,15 +307,15 @@ model-index:
         assert_eq!((card.licence.as_deref(), card.metrics), (Some("my-own"), vec!["f1".to_owned()]));
     }
 
-    fn of(head: &str) -> Card {
-        Card::read(Some(format!("---\n{head}\n---\n# Mine\n").as_bytes()), None)
+    fn card_of(front_matter: &str) -> Card {
+        Card::read(Some(format!("---\n{front_matter}\n---\n# Mine\n").as_bytes()), None)
     }
 
     #[test]
     fn numbers_keep_their_digits() {
         let measured = |value: &str| {
             let result = format!("model-index: [{{results: [{{metrics: [{{type: f1, value: {value}}}]}}]}}]");
-            of(&result).metrics
+            card_of(&result).metrics
         };
         for value in ["0.90", "0.87254901960784315", "1e-5", "98765432109876543210", "91.5 %", ".nan"] {
             assert_eq!(measured(value), [format!("f1 {value}")]);
@@ -329,32 +328,35 @@ model-index:
     }
 
     #[test]
-    fn heads_of_odd_shapes_give_what_is_in_them() {
-        assert_eq!(of("license: [mit, apache-2.0]").licence.as_deref(), Some("mit"));
-        assert_eq!(of("license: {name: mine, link: x}").licence.as_deref(), Some("mine"));
-        assert_eq!(of("license: other").licence.as_deref(), Some("other"));
-        assert_eq!(of("license:\nlanguage: no").languages, ["no"]);
-        assert_eq!(of("datasets:\n- type: glue\n  args: mrpc\n- [a, [b]]\n- null\n- ''").datasets, ["glue", "a", "b"]);
-        assert_eq!(of("metrics:\n- name: f1\n  value: 0.9").metrics, ["f1"]);
-        assert_eq!(of("model-index:\n  results:\n  - metrics: [{name: f1, value: 1}]").metrics, ["f1 1"]);
-        assert_eq!(of("a: &a {b: c}\nd: *a\n<<: *a\n? [x, y]\n: z\nlicense: mit").licence.as_deref(), Some("mit"));
-        assert_eq!(of("license: |\n  of\n  my own").licence.as_deref(), Some("of my own"));
-        assert_eq!(of("license: a --- b\nx: |\n  ---\n  y").licence.as_deref(), Some("a --- b"));
-        // Windows, and a mark of the order of bytes.
+    fn reads_front_matter_of_unusual_shapes() {
+        assert_eq!(card_of("license: [mit, apache-2.0]").licence.as_deref(), Some("mit"));
+        assert_eq!(card_of("license: {name: mine, link: x}").licence.as_deref(), Some("mine"));
+        assert_eq!(card_of("license: other").licence.as_deref(), Some("other"));
+        assert_eq!(card_of("license:\nlanguage: no").languages, ["no"]);
+        assert_eq!(
+            card_of("datasets:\n- type: glue\n  args: mrpc\n- [a, [b]]\n- null\n- ''").datasets,
+            ["glue", "a", "b"]
+        );
+        assert_eq!(card_of("metrics:\n- name: f1\n  value: 0.9").metrics, ["f1"]);
+        assert_eq!(card_of("model-index:\n  results:\n  - metrics: [{name: f1, value: 1}]").metrics, ["f1 1"]);
+        assert_eq!(card_of("a: &a {b: c}\nd: *a\n<<: *a\n? [x, y]\n: z\nlicense: mit").licence.as_deref(), Some("mit"));
+        assert_eq!(card_of("license: |\n  of\n  my own").licence.as_deref(), Some("of my own"));
+        assert_eq!(card_of("license: a --- b\nx: |\n  ---\n  y").licence.as_deref(), Some("a --- b"));
+        // Windows line ends and a byte order mark.
         let text = "\u{feff}---\r\nlicense: mit\r\n---\r\n";
         assert_eq!(Card::read(Some(text.as_bytes()), None).licence.as_deref(), Some("mit"));
     }
 
     #[test]
-    fn what_is_too_much_is_cut() {
-        let card = of(&format!("license: {}\ndatasets: [{}]", "x".repeat(1 << 20), "a, ".repeat(100_000)));
-        assert_eq!(card.licence.map(|licence| licence.chars().count()), Some(LONGEST + 1));
-        assert_eq!(card.datasets.len(), MOST + 1);
+    fn long_texts_and_lists_are_shortened() {
+        let card = card_of(&format!("license: {}\ndatasets: [{}]", "x".repeat(1 << 20), "a, ".repeat(100_000)));
+        assert_eq!(card.licence.map(|licence| licence.chars().count()), Some(MAX_CHARS + 1));
+        assert_eq!(card.datasets.len(), MAX_ITEMS + 1);
         assert_eq!(card.datasets.last().map(String::as_str), Some("and 99900 more"));
     }
 
     #[test]
-    fn what_training_says_stays_in_its_line() {
+    fn training_texts_are_escaped_and_stay_on_one_line() {
         let json = br#"{"task": "x\n  licence       MIT", "couplet": "\u001b[2J", "base": "a\nb",
             "evaluation": {"metrics": {"f1\n\u009b": 0.5}}}"#;
         let training = Card::read(None, Some(json)).training.unwrap();
@@ -364,7 +366,7 @@ model-index:
     }
 
     #[test]
-    fn what_is_no_card_is_left_out() {
+    fn invalid_cards_are_skipped() {
         let deep = format!("---\nlicense: {}\n---\n", "[".repeat(100_000));
         let bomb = "---\na: &a [x, x, x, x]\nlicense: *a\n---\n";
         for text in ["", "# Mine\n", "---\n", "---\nlicense: [\n---\n", "---\n\t- :\n---", &deep, bomb] {

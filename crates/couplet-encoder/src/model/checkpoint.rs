@@ -1,7 +1,7 @@
-//! The weights of a checkpoint: safetensors or a PyTorch archive, whole or in shards, in f64, f32, f16 or bf16.
+//! The weights of a checkpoint: safetensors or a PyTorch archive, one file or several shards, in f64, f32, f16 or bf16.
 //!
-//! Tensors are looked up by one canonical name each: without the `distilbert.` or `bert.` prefix, and
-//! with `weight` and `bias` where old checkpoints say `gamma` and `beta`.
+//! Tensors are looked up by canonical names: without the prefix `distilbert.` or `bert.`, and with `weight` and `bias`
+//! instead of the `gamma` and `beta` of old checkpoints.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,27 +20,30 @@ use super::error::LoadError;
 use super::family::Family;
 use super::files::{ModelFiles, is_name};
 
-/// The tensors of a checkpoint, by their names in the file.
+/// The tensors of a checkpoint, by canonical name.
 pub struct Checkpoint {
     pub(super) folder: PathBuf,
-    /// The names of the files that hold weights, in their order.
+    /// The names of the weight files, in order.
     pub(super) files: Vec<String>,
-    /// Size of these files.
+    /// The size of the weight files in bytes.
     pub(super) bytes: u64,
     family: &'static Family,
     tensors: BTreeMap<String, Entry>,
     shards: Vec<Shard>,
 }
 
+/// A tensor in a shard.
 struct Entry {
+    /// The index of its shard.
     shard: usize,
+    /// The name in the file.
     name: String,
     shape: Vec<usize>,
     dtype: String,
 }
 
 impl Entry {
-    /// Values of the tensor; `usize::MAX` if there are more.
+    /// Returns the number of values; `usize::MAX` on overflow.
     fn values(&self) -> usize {
         self.shape.iter().fold(1, |n, size| n.saturating_mul(*size))
     }
@@ -54,10 +57,10 @@ enum Shard {
 pub(super) use couplet_storage::hub::{PICKLE, SAFETENSORS};
 
 impl Checkpoint {
-    /// Opens the weights of a folder and lists their tensors, without reading them.
+    /// Opens the weight files of a model and lists their tensors without reading the values.
     ///
     /// # Errors
-    /// Files that are missing or damaged.
+    /// Returns an error if a file is missing or damaged.
     pub fn open(files: &ModelFiles, family: &'static Family) -> Result<Self, LoadError> {
         let mut checkpoint = Self {
             folder: files.folder().to_owned(),
@@ -86,7 +89,7 @@ impl Checkpoint {
         let mut add = |name: &str, shape: &[usize], dtype: String| {
             let canonical = canonical_name(name, self.family.tensor_prefix);
             let entry = Entry { shard: index, name: name.to_owned(), shape: shape.to_vec(), dtype };
-            // Of two names for one tensor the full one holds, as in transformers, in whatever order the file has them.
+            // If a tensor has two names, the full name takes precedence in any order, as in transformers.
             let full = self.family.full_name(&canonical);
             let known = self.tensors.get(&canonical);
             if known.is_none_or(|known| (name != full, name) <= (known.name != full, known.name.as_str())) {
@@ -110,10 +113,10 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Loads a tensor as f32, after checking its shape and type.
+    /// Loads a tensor as f32 onto a device, after checking its shape and type.
     ///
     /// # Errors
-    /// A tensor that is missing, of another shape, or not of floating-point numbers of 16, 32 or 64 bits.
+    /// Returns an error if the tensor is missing, has another shape, is not f64, f32, f16 or bf16, or cannot be read.
     pub fn tensor(&self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor, LoadError> {
         let error = |expected: String, found: String| LoadError::Tensor {
             folder: self.folder.clone(),
@@ -134,7 +137,7 @@ impl Checkpoint {
         let unreadable = |problem: String| error(values.clone(), format!("an unreadable tensor ({problem})"));
         let tensor = match &self.shards[entry.shard] {
             Shard::Safetensors(file) => file.tensor(&entry.name, device).map_err(|e| unreadable(message(&e)))?,
-            Shard::Pickle(file) => match guarded(|| file.tensor(&entry.name)).map_err(unreadable)? {
+            Shard::Pickle(file) => match catch_panic(|| file.tensor(&entry.name)).map_err(unreadable)? {
                 Some(tensor) => tensor.to_device(device)?.contiguous()?,
                 None => return Err(error(values, "nothing".into())),
             },
@@ -142,10 +145,10 @@ impl Checkpoint {
         Ok(tensor.to_dtype(DType::F32)?)
     }
 
-    /// How many logits `classifier.weight` gives.
+    /// Returns the number of logits: the rows of `classifier.weight`.
     ///
     /// # Errors
-    /// A checkpoint without a head.
+    /// Returns an error if the checkpoint has no head, or if the weight is not a matrix.
     pub(crate) fn classifier_outputs(&self) -> Result<usize, LoadError> {
         match self.tensors.get("classifier.weight") {
             Some(entry) if entry.shape.len() == 2 && entry.shape[0] > 0 => Ok(entry.shape[0]),
@@ -159,28 +162,29 @@ impl Checkpoint {
                 folder: self.folder.clone(),
                 tensor: "classifier.weight".into(),
                 tensors: self.tensors.len(),
-                hint: self.kind().into(),
+                hint: self.headless_hint().into(),
             }),
         }
     }
 
-    /// Whether a weight is read from here: a tensor of the encoder always, one of a head if it is there in that shape.
+    /// Returns true if a weight must be read from this checkpoint: always for tensors of the encoder, and for tensors
+    /// of a head if the checkpoint has one with that shape.
     #[must_use]
     pub fn provides(&self, name: &str, shape: &[usize]) -> bool {
         !self.family.is_head(name) || self.has(name, shape)
     }
 
-    /// Whether there is a tensor of that name and shape.
+    /// Returns true if the checkpoint has a tensor with that name and shape.
     pub(crate) fn has(&self, name: &str, shape: &[usize]) -> bool {
         self.tensors.get(name).is_some_and(|entry| entry.shape == shape)
     }
 
-    /// The canonical names of all tensors but these, in order.
-    pub(super) fn names_besides(&self, used: &[String]) -> Vec<String> {
+    /// Returns the canonical names of all tensors that are not in `used`, in order.
+    pub(super) fn unused_names(&self, used: &[String]) -> Vec<String> {
         self.tensors.keys().filter(|name| !used.contains(name)).cloned().collect()
     }
 
-    /// Numbers in all tensors of floating point.
+    /// Returns the number of values in all floating-point tensors.
     pub(super) fn parameters(&self) -> usize {
         self.tensors
             .values()
@@ -188,7 +192,8 @@ impl Checkpoint {
             .fold(0, |sum, entry| sum.saturating_add(entry.values()))
     }
 
-    fn kind(&self) -> &'static str {
+    /// Returns a hint for the user about a checkpoint without a classification head.
+    fn headless_hint(&self) -> &'static str {
         let has = |part: &str| self.tensors.keys().any(|name| name.contains(part));
         if has("vocab_transform") || has("cls.predictions") {
             "it is a masked-language model: fine-tune it for a task first"
@@ -201,9 +206,10 @@ impl Checkpoint {
         }
     }
 
+    /// Describes a missing tensor, with the most similar name in the checkpoint.
     fn nearest(&self, name: &str) -> String {
         let near = self.tensors.iter().max_by_key(|(other, _)| {
-            // Tensors are told apart by their ends: `…layer.0.ffn.lin1.weight`.
+            // The longest common prefix: names differ at their ends, as in `…layer.0.ffn.lin1.weight`.
             name.bytes().zip(other.bytes()).take_while(|(a, b)| a == b).count()
         });
         match near {
@@ -215,6 +221,7 @@ impl Checkpoint {
     }
 }
 
+/// Returns the canonical name of a tensor.
 fn canonical_name(name: &str, prefix: &str) -> String {
     let name = name.strip_prefix(prefix).unwrap_or(name);
     match (name.strip_suffix("LayerNorm.gamma"), name.strip_suffix("LayerNorm.beta")) {
@@ -224,7 +231,7 @@ fn canonical_name(name: &str, prefix: &str) -> String {
     }
 }
 
-/// The files with weights: safetensors before PyTorch, an index before a single file.
+/// Returns the names of the weight files. Safetensors are preferred to PyTorch archives, an index to a single file.
 fn weight_files(files: &ModelFiles) -> Result<Vec<String>, LoadError> {
     for single in [SAFETENSORS, PICKLE] {
         let index = format!("{single}.index.json");
@@ -241,6 +248,7 @@ fn weight_files(files: &ModelFiles) -> Result<Vec<String>, LoadError> {
     })
 }
 
+/// Returns the names of the shards that an index lists.
 fn shards_of(files: &ModelFiles, index: &str) -> Result<Vec<String>, LoadError> {
     let (path, json) = (&files.path(index), read_json(files, index)?);
     let keys = Keys { path, json: &json };
@@ -277,7 +285,7 @@ fn shards_of(files: &ModelFiles, index: &str) -> Result<Vec<String>, LoadError> 
 struct Safetensors {
     bytes: Bytes,
     metadata: Metadata,
-    /// Where the numbers begin.
+    /// The offset of the values in bytes.
     start: usize,
 }
 
@@ -298,7 +306,7 @@ impl Safetensors {
     }
 }
 
-/// What is wrong with the header of a safetensors file.
+/// Returns the message for an invalid header of a safetensors file of `length` bytes.
 fn damaged(error: &SafeTensorError, length: u64) -> String {
     match error {
         SafeTensorError::HeaderTooSmall | SafeTensorError::HeaderTooLarge | SafeTensorError::InvalidHeaderLength => {
@@ -311,21 +319,21 @@ fn damaged(error: &SafeTensorError, length: u64) -> String {
     }
 }
 
-/// Bytes that hold the length of a safetensors file's header.
+/// The size of the field with the header's length at the start of a safetensors file, in bytes.
 const HEADER_LENGTH: usize = 8;
 
-/// The largest header of a safetensors file, in bytes; it takes many times as much memory when it is read. Those of
-/// BERT's family have less than 100 KB.
-const MOST_HEADER: u64 = 16 << 20;
+/// The largest accepted header of a safetensors file, in bytes. A parsed header takes many times as much memory.
+/// Headers of BERT models are below 100 KB.
+const MAX_HEADER: u64 = 16 << 20;
 
-/// The magic number, as a pickle, of what PyTorch wrote before it wrote archives.
-const LEGACY: [u8; 14] = *b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19";
+/// The pickled magic number of the format before PyTorch 1.6.
+const LEGACY_MAGIC: [u8; 14] = *b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19";
 
-/// Bytes at the start of a file with weights that are looked at before the rest is read.
-pub(super) const HEAD: u64 = LEGACY.len() as u64;
+/// The number of bytes at the start of a weight file that [`check_head`] needs.
+pub(super) const HEAD_BYTES: u64 = LEGACY_MAGIC.len() as u64;
 
-/// Tells by its first bytes a file that stands for one that was not downloaded, one of an old format, and one with a
-/// header beyond all measure.
+/// Checks the first [`HEAD_BYTES`] of a weight file of `size` bytes. Rejects empty files, Git LFS pointers, the old
+/// PyTorch format, and invalid or oversized safetensors headers.
 pub(super) fn check_head(path: &Path, head: &[u8], size: u64) -> Result<(), String> {
     if size == 0 {
         return Err("it is empty".into());
@@ -333,7 +341,7 @@ pub(super) fn check_head(path: &Path, head: &[u8], size: u64) -> Result<(), Stri
     if head == b"version https:" {
         return Err("it is a pointer of Git LFS, not the file itself; `git lfs pull` fetches that".into());
     }
-    if head == LEGACY {
+    if head == LEGACY_MAGIC {
         let problem = "it has the format from before PyTorch 1.6; load it with transformers and `save_pretrained` it";
         return Err(problem.into());
     }
@@ -343,15 +351,15 @@ pub(super) fn check_head(path: &Path, head: &[u8], size: u64) -> Result<(), Stri
     match head.first_chunk::<HEADER_LENGTH>().map(|length| u64::from_le_bytes(*length)) {
         None => Err(damaged(&SafeTensorError::HeaderTooSmall, size)),
         Some(header) if header > size.saturating_sub(HEADER_LENGTH as u64) => {
-            let error = if header > MOST_HEADER {
+            let error = if header > MAX_HEADER {
                 SafeTensorError::HeaderTooLarge
             } else {
                 SafeTensorError::InvalidHeaderLength
             };
             Err(damaged(&error, size))
         }
-        Some(header) if header > MOST_HEADER => {
-            Err(format!("its header has {header} bytes, and at most {MOST_HEADER} are read"))
+        Some(header) if header > MAX_HEADER => {
+            Err(format!("its header has {header} bytes, and at most {MAX_HEADER} are read"))
         }
         Some(_) => Ok(()),
     }
@@ -362,14 +370,14 @@ fn is_safetensors(path: &Path) -> bool {
 }
 
 fn open_pickle(path: &Path, bytes: Bytes) -> Result<Archive, LoadError> {
-    guarded(|| Archive::open(path, bytes)).map_err(|problem| LoadError::Unreadable {
+    catch_panic(|| Archive::open(path, bytes)).map_err(|problem| LoadError::Unreadable {
         path: path.to_owned(),
         problem: format!("it is truncated or not a PyTorch archive ({problem})"),
     })
 }
 
-/// Runs what follows a pickle: candle's interpreter trusts it to be whole, and a panic of it is an error like any other.
-fn guarded<T>(read: impl FnOnce() -> candle_core::Result<T>) -> Result<T, String> {
+/// Runs candle's pickle interpreter, which can panic on an invalid pickle, and turns a panic into an error.
+fn catch_panic<T>(read: impl FnOnce() -> candle_core::Result<T>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(read)) {
         Ok(result) => result.map_err(|e| message(&e)),
         Err(_) => Err("its pickle is not as PyTorch writes it".into()),

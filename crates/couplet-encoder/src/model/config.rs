@@ -10,19 +10,19 @@ use super::files::ModelFiles;
 use super::outputs::{self, ScoreActivation};
 use crate::ops::{Activation, Rates};
 
-/// What the logits mean.
+/// The kind of problem: the meaning of the logits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Problem {
-    /// One of the labels: softmax.
+    /// Exactly one of the labels: softmax.
     SingleLabel,
-    /// Any number of the labels: a sigmoid each.
+    /// Any number of the labels: one sigmoid per label.
     MultiLabel,
-    /// The one logit becomes the score; see [`ScoreActivation`].
+    /// A score computed from the only logit; see [`ScoreActivation`].
     Regression,
 }
 
 impl Problem {
-    /// The probability from which on a row has a label, where it may have any number of them.
+    /// The smallest probability at which a row has a label in multi-label classification.
     pub const HAS_LABEL: f32 = 0.5;
 }
 
@@ -36,50 +36,50 @@ impl std::fmt::Display for Problem {
     }
 }
 
-/// The sizes, labels and task of a checkpoint, in DistilBERT's words.
+/// The sizes, labels and task of a checkpoint. The fields have DistilBERT's names.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
     /// The family of the encoder.
     pub family: &'static Family,
-    /// Word pieces in the vocabulary.
+    /// The number of tokens in the vocabulary.
     pub vocab_size: usize,
-    /// Width of the hidden states.
+    /// The width of the hidden states.
     pub dim: usize,
-    /// Transformer blocks.
+    /// The number of transformer blocks.
     pub n_layers: usize,
-    /// Attention heads in a block.
+    /// The number of attention heads per block.
     pub n_heads: usize,
-    /// Width of the feed-forward layer.
+    /// The width of the feed-forward layer.
     pub hidden_dim: usize,
-    /// The most tokens in a sequence.
+    /// The most tokens of a sequence.
     pub max_position_embeddings: usize,
-    /// Token types: 0 for DistilBERT, which has none.
+    /// The number of token types; 0 for DistilBERT.
     pub type_vocab_size: usize,
-    /// Added to the variance in every layer normalisation.
+    /// The ε that every layer normalization adds to the variance.
     pub layer_norm_eps: f64,
-    /// Between the two layers of the feed-forward sublayer.
+    /// The activation between the two layers of the feed-forward sublayer.
     pub activation: Activation,
-    /// What the logits mean.
+    /// The meaning of the logits.
     pub problem: Problem,
     /// The name of each logit, in order; empty for regression.
     pub labels: Vec<String>,
-    /// What the one logit of a regression becomes.
+    /// The activation that turns the logit of a regression into the score.
     pub score: ScoreActivation,
-    /// What `config.json` says of the logits, until it is known how many there are.
-    pub(super) stated: outputs::Stated,
-    /// The class of the tokenizer, where `config.json` names one.
+    /// The declarations of `config.json` about the logits, to be checked against the number of logits.
+    pub(super) declared: outputs::DeclaredOutputs,
+    /// The class of the tokenizer, if `config.json` contains it.
     pub(super) tokenizer_class: Option<String>,
-    /// Dropout rates of training, by default those of the family's paper.
+    /// The dropout rates in training. The defaults are those of the family's paper.
     pub dropout: Rates,
-    /// Standard deviation of weights that begin at random.
+    /// The standard deviation of randomly initialized weights.
     pub initializer_range: f64,
 }
 
 impl ModelConfig {
-    /// Reads `config.json`.
+    /// Reads and validates `config.json`.
     ///
     /// # Errors
-    /// A file that is missing or no JSON; a key that is missing, or whose value couplet cannot run.
+    /// Returns an error if the file is missing or is not a JSON object, or if a key is missing or its value unsupported.
     pub fn load(files: &ModelFiles) -> Result<Self, LoadError> {
         let (path, json) = (&files.path(files.config()), read_json(files, files.config())?);
         let keys = Keys { path, json: &json };
@@ -105,10 +105,10 @@ impl ModelConfig {
             problem: outputs::problem(&keys)?,
             labels: outputs::labels(&keys)?,
             score: ScoreActivation::Identity,
-            stated: outputs::Stated::read(&keys, family)?,
+            declared: outputs::DeclaredOutputs::read(&keys, family)?,
             tokenizer_class: json.get("tokenizer_class").and_then(Value::as_str).map(str::to_owned),
             dropout: dropout(&keys, &family.dropout)?,
-            // Source: Devlin et al. 2019's code.
+            // Source: the code of Devlin et al. 2019.
             initializer_range: keys.number("initializer_range", 0.02)?,
         };
         if !config.dim.is_multiple_of(config.n_heads) {
@@ -120,8 +120,8 @@ impl ModelConfig {
 
 #[cfg(test)]
 impl ModelConfig {
-    /// One of no size, for what depends on the labels alone.
-    pub(crate) fn smallest(problem: Problem, labels: usize) -> Self {
+    /// Creates a tiny configuration for tests that depend on the labels alone.
+    pub(crate) fn minimal(problem: Problem, labels: usize) -> Self {
         Self {
             family: &super::family::DISTILBERT,
             vocab_size: 8,
@@ -136,7 +136,7 @@ impl ModelConfig {
             problem,
             labels: (0..labels).map(|i| i.to_string()).collect(),
             score: ScoreActivation::Identity,
-            stated: outputs::Stated::default(),
+            declared: outputs::DeclaredOutputs::default(),
             tokenizer_class: None,
             dropout: Rates::NONE,
             initializer_range: 0.02,
@@ -144,10 +144,10 @@ impl ModelConfig {
     }
 }
 
-/// Reads a JSON file of a checkpoint: an object.
+/// Parses a JSON file of a checkpoint, which must contain an object.
 ///
 /// # Errors
-/// A file that is missing or is not JSON.
+/// Returns an error if the file is missing or is not a JSON object.
 pub fn read_json(files: &ModelFiles, name: &str) -> Result<Value, LoadError> {
     let Some(bytes) = files.get(name) else {
         return Err(LoadError::NoFile { folder: files.folder().to_owned(), expected: "config.json" });
@@ -160,23 +160,25 @@ pub fn read_json(files: &ModelFiles, name: &str) -> Result<Value, LoadError> {
     }
 }
 
-/// The keys of a JSON file, for errors about them.
+/// The keys of a JSON file. Errors name the file and the key.
 pub(super) struct Keys<'a> {
     pub(super) path: &'a Path,
     pub(super) json: &'a Value,
 }
 
 impl Keys<'_> {
+    /// Returns the error for the value of a key.
     pub(super) fn error(&self, key: &str, expected: &str) -> LoadError {
         self.error_about(key, self.json.get(key), expected)
     }
 
+    /// Returns the error for a value, such as one in a nested object.
     pub(super) fn error_about(&self, key: &str, found: Option<&Value>, expected: &str) -> LoadError {
         let found = found.map_or_else(|| "nothing".to_owned(), |value| clipped(&value.to_string()));
         LoadError::Key { path: self.path.to_owned(), key: key.to_owned(), expected: expected.to_owned(), found }
     }
 
-    /// A switch; none where the key is missing or null.
+    /// Reads a boolean. Returns `None` if the key is missing or null.
     pub(super) fn flag(&self, key: &str) -> Result<Option<bool>, LoadError> {
         match self.json.get(key) {
             None | Some(Value::Null) => Ok(None),
@@ -185,7 +187,7 @@ impl Keys<'_> {
         }
     }
 
-    /// A number that is small and not negative; `default` where the key is missing or null.
+    /// Reads a number in `0..1`. Returns `default` if the key is missing or null.
     fn number(&self, key: &str, default: f64) -> Result<f64, LoadError> {
         match self.json.get(key) {
             None | Some(Value::Null) => Ok(default),
@@ -196,7 +198,7 @@ impl Keys<'_> {
         }
     }
 
-    /// A size; `default` where the key is missing.
+    /// Reads a size of at least 1. Returns `default` if the key is missing.
     fn size(&self, key: &str, default: usize) -> Result<usize, LoadError> {
         let Some(size) = self.json.get(key) else { return Ok(default) };
         match size.as_u64().and_then(|n| usize::try_from(n).ok()) {
@@ -206,7 +208,7 @@ impl Keys<'_> {
     }
 }
 
-/// The start of a text that would fill the screen.
+/// Truncates a long text for display.
 fn clipped(text: &str) -> String {
     match text.char_indices().nth(200) {
         Some((end, _)) => format!("{}…", &text[..end]),
@@ -214,26 +216,27 @@ fn clipped(text: &str) -> String {
     }
 }
 
+/// Returns the family that `model_type` names, after checking the class in `architectures`.
 fn family(keys: &Keys) -> Result<&'static Family, LoadError> {
     let Some(family) = keys.json.get("model_type").and_then(Value::as_str).and_then(Family::of) else {
         let known = Family::ALL.map(|family| format!("{:?}", family.model_type));
         return Err(keys.error("model_type", &known.join(" or ")));
     };
-    // A base encoder is told apart by its tensors, which say more than a class name.
-    let is_ours = |class: &&str| class.starts_with(family.class_prefix) || class.ends_with("Model");
+    // A base encoder is detected by its tensors, which are more reliable than a class name.
+    let is_supported = |class: &&str| class.starts_with(family.class_prefix) || class.ends_with("Model");
     match classes(keys) {
-        classes if classes.is_empty() || classes.iter().any(is_ours) => Ok(family),
+        classes if classes.is_empty() || classes.iter().any(is_supported) => Ok(family),
         _ => Err(keys.error("architectures", &format!("[\"{}\"]", family.class("ForSequenceClassification")))),
     }
 }
 
-/// The classes of `transformers` that `config.json` names.
+/// Returns the `transformers` classes in `architectures`.
 pub(super) fn classes<'a>(keys: &Keys<'a>) -> Vec<&'a str> {
     let classes = keys.json.get("architectures").and_then(Value::as_array);
     classes.into_iter().flatten().filter_map(Value::as_str).collect()
 }
 
-/// The activation of the feed-forward sublayer, by the names of `ACT2FN` in `transformers`.
+/// Reads the activation of the feed-forward sublayer. The names are those of `ACT2FN` in `transformers`.
 fn activation(keys: &Keys, key: &str) -> Result<Activation, LoadError> {
     match keys.json.get(key) {
         None => Ok(Activation::Gelu),
@@ -247,7 +250,7 @@ fn activation(keys: &Keys, key: &str) -> Result<Activation, LoadError> {
     }
 }
 
-/// The dropout rates of training.
+/// Reads the dropout rates of training.
 fn dropout(keys: &Keys, names: &DropoutKeys) -> Result<Rates, LoadError> {
     let rate = |key: &str, default: f32| keys.number(key, f64::from(default)).map(|rate| rate as f32);
     let defaults = names.defaults;

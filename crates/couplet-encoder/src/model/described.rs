@@ -1,5 +1,4 @@
-//! What a model is, for those who look at it: also an encoder that has no head yet, which can be trained but scores
-//! nothing.
+//! The description of a model for display. An encoder without a head has one too, although it cannot score.
 
 use std::path::Path;
 
@@ -10,32 +9,32 @@ use super::{
     encoder_files,
 };
 
-/// What is known of a model by its files.
+/// The description of a model.
 #[derive(Debug)]
-pub struct Described {
-    /// Sizes and labels.
+pub struct ModelDescription {
+    /// The sizes and labels.
     pub config: ModelConfig,
-    /// Tokens that the tokenizer knows.
+    /// The number of tokens in the tokenizer's vocabulary.
     pub vocabulary: usize,
-    /// The most tokens in a sequence.
+    /// The most tokens of a sequence.
     pub max_length: usize,
-    /// What makes its probabilities mean what they say, if the checkpoint has it.
+    /// The calibration of the probabilities, if the checkpoint has one.
     pub calibration: Option<Calibration>,
-    /// Names the files that it is loaded from.
+    /// The fingerprint of the files that it is loaded from.
     pub fingerprint: Fingerprint,
-    /// Trainable numbers in the checkpoint.
+    /// The number of parameters in the checkpoint.
     pub parameters: usize,
-    /// Size of the weights on disk, in bytes.
+    /// The size of the weight files in bytes.
     pub bytes: u64,
-    /// What it is instead, and the mend, where it has no head to score with.
+    /// For a checkpoint without a classification head, what it is instead and how to fix it.
     pub headless: Option<String>,
 }
 
-impl Described {
-    /// Loads a Hugging Face folder, to be sure that it is whole.
+impl ModelDescription {
+    /// Loads the model in a Hugging Face folder completely, to verify that it is usable, and describes it.
     ///
     /// # Errors
-    /// As [`Model::load`], but for a missing head.
+    /// Returns the errors of [`Model::load`], except that the head may be missing.
     pub fn load(folder: &Path) -> Result<Self, LoadError> {
         let files = ModelFiles::read(folder)?;
         match Model::of_files(&files, &Device::Cpu) {

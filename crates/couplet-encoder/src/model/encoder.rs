@@ -1,7 +1,10 @@
 //! The encoder of Devlin et al. 2019 (BERT) and Sanh et al. 2019 (DistilBERT), over packed sequences.
 //!
-//! The two differ in token types and in the names of their tensors, which are in [`super::family`]; the arithmetic is one.
-//! Fields bear DistilBERT's names. Post-layer-norm, as in the papers: every sublayer is `LayerNorm(x + sublayer(x))`.
+//! The two differ in token types and in the names of their tensors, which are in [`super::family`]; the arithmetic is
+//! the same. Fields have DistilBERT's names. As in the papers, every sublayer is post-layer-norm:
+//! `LayerNorm(x + sublayer(x))`.
+//!
+//! Shapes: `T` tokens in `B` sequences, `D` the width of the hidden states, `R` selected rows.
 
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
@@ -15,16 +18,16 @@ use crate::ops::{
     ProjectedEmbeddings, attention_with_dropout, feed_forward, linear_many,
 };
 
-/// The table that a masked-LM head shares.
+/// The name of the word embeddings, which are also the output projection of a masked-LM head.
 pub const WORD_EMBEDDINGS: &str = "embeddings.word_embeddings.weight";
 
-/// Token ids to hidden states.
+/// The encoder: token ids to hidden states.
 #[derive(Debug)]
 pub struct Encoder {
     embeddings: Embeddings,
     layer: Vec<TransformerBlock>,
-    /// Where the fused kernels run a model that does not learn.
-    shortcuts: Option<Shortcuts>,
+    /// Precomputed weights for inference with the fused kernels.
+    precomputed: Option<Precomputed>,
     kernels: Kernels,
 }
 
@@ -32,7 +35,7 @@ impl Encoder {
     /// Loads the weights.
     ///
     /// # Errors
-    /// A tensor that is missing or has another shape.
+    /// Returns an error if a tensor is missing or has another shape.
     pub fn load(loader: &Loader) -> std::result::Result<Self, LoadError> {
         let Loader { source, config, kernels } = *loader;
         let words = loader.table(WORD_EMBEDDINGS, config.vocab_size)?;
@@ -49,17 +52,17 @@ impl Encoder {
         } else {
             (0..config.n_layers).map(load).collect::<std::result::Result<_, _>>()?
         };
-        let shortcuts = match kernels {
-            Kernels::Fast(kernels) if config.n_layers > 0 => Some(Shortcuts::load(loader, &embeddings, kernels)?),
+        let precomputed = match kernels {
+            Kernels::Fast(kernels) if config.n_layers > 0 => Some(Precomputed::load(loader, &embeddings, kernels)?),
             _ => None,
         };
-        Ok(Self { embeddings, layer, shortcuts, kernels })
+        Ok(Self { embeddings, layer, precomputed, kernels })
     }
 
     /// Computes the last hidden state of every token: `[T] → [T, D]`.
     ///
     /// # Errors
-    /// A failure of the device.
+    /// Returns an error if the device fails.
     pub(crate) fn forward(&self, batch: &PackedBatch) -> Result<Tensor> {
         let mut hidden_states = self.embed(batch, None)?;
         for block in &self.layer {
@@ -70,23 +73,23 @@ impl Encoder {
 
     /// Computes the last hidden state of each sequence's first token only: `[T] → [B, D]`.
     ///
-    /// The last block is then computed for one token a sequence, which saves nearly all of it and loses nothing. The fused
-    /// kernels save its keys and values too, see [`FirstTokenAttention`], and most of the first block's products, see
-    /// [`ProjectedEmbeddings`].
+    /// The result is exact, but the last block is computed for one token per sequence only, which saves most of its
+    /// cost. The fused kernels also avoid the keys and values of the last block (see [`FirstTokenAttention`]) and most
+    /// of the matrix products of the first block (see [`ProjectedEmbeddings`]).
     ///
     /// # Errors
-    /// A failure of the device.
+    /// Returns an error if the device fails.
     pub fn forward_first(&self, batch: &PackedBatch) -> Result<Tensor> {
         let PackedBatch { input_ids, token_type_ids, position_ids, cu_seqlens } = batch;
         let sequences = batch.sequences();
         let rows = &cu_seqlens[..sequences];
-        let (Some(shortcuts), Some((last, blocks))) = (&self.shortcuts, self.layer.split_last()) else {
+        let (Some(precomputed), Some((last, blocks))) = (&self.precomputed, self.layer.split_last()) else {
             let one_each: Vec<u32> = (0..).take(sequences + 1).collect();
             return self.forward_at(batch, rows, &one_each, None);
         };
         let mut hidden_states = match blocks.first() {
             Some(block) => {
-                let (x, projected) = shortcuts.embeddings.forward(input_ids, position_ids, token_type_ids)?;
+                let (x, projected) = precomputed.embeddings.forward(input_ids, position_ids, token_type_ids)?;
                 block.forward_projected(&x, &projected, cu_seqlens, cu_seqlens, None)?
             }
             None => self.embed(batch, None)?,
@@ -96,16 +99,17 @@ impl Encoder {
         }
         let first = self.kernels.select_rows(&hidden_states, rows)?;
         let query = last.attention.q_lin.forward(&first)?;
-        let context = shortcuts.first_tokens.forward(&query, &hidden_states, cu_seqlens)?;
+        let context = precomputed.first_tokens.forward(&query, &hidden_states, cu_seqlens)?;
         last.finish(&context, &first, None)
     }
 
-    /// Computes the last hidden state of some tokens only, and in training drops what `noise` says: `[T] → [R, D]`.
+    /// Computes the last hidden state of selected tokens only: `[T] → [R, D]`. In training, applies dropout by `noise`.
     ///
-    /// `rows [R]` are places in the batch in ascending order, and `cu_rows` bounds the sequences in them.
+    /// `rows: [R]` are indices of tokens in the batch in ascending order. `cu_rows: [B + 1]` are the bounds of the
+    /// sequences in `rows`.
     ///
     /// # Errors
-    /// An error of an operator.
+    /// Returns an error if an operator fails.
     pub fn forward_at(
         &self,
         batch: &PackedBatch,
@@ -167,12 +171,12 @@ impl TransformerBlock {
         })
     }
 
-    /// `[T, D] → [T, D]`
+    /// Computes the block for all rows: `[T, D] → [T, D]`.
     fn forward(&self, x: &Tensor, cu_seqlens: &[u32], noise: Option<&Noise>) -> Result<Tensor> {
         self.forward_projected(x, &self.attention.project(x)?, cu_seqlens, cu_seqlens, noise)
     }
 
-    /// Computes only the rows that are asked for: `rows [Tq, D]` of `x [T, D]` → `[Tq, D]`.
+    /// Computes the block for selected rows only: `rows [Tq, D]` of `x [T, D]` → `[Tq, D]`.
     fn forward_rows(
         &self,
         rows: &Tensor,
@@ -184,7 +188,7 @@ impl TransformerBlock {
         self.forward_projected(rows, &self.attention.project_rows(rows, x)?, cu_rows, cu_seqlens, noise)
     }
 
-    /// The same of queries, keys and values that are there already.
+    /// Computes the block for `rows [Tq, D]` from existing queries, keys and values: `→ [Tq, D]`.
     fn forward_projected(
         &self,
         rows: &Tensor,
@@ -200,7 +204,8 @@ impl TransformerBlock {
         self.finish(&context, rows, noise.map(|noise| (noise, cu_rows)))
     }
 
-    /// What follows attention, for rows `[Tq, D]`; the noise goes with their sequences' bounds.
+    /// Computes the part of the block after attention: `context [Tq, D]`, `residual [Tq, D]` → `[Tq, D]`. `noise` comes
+    /// with the bounds of the sequences in these rows.
     fn finish(&self, context: &Tensor, residual: &Tensor, noise: Option<(&Noise, &[u32])>) -> Result<Tensor> {
         let dropout = |place: Place| noise.and_then(|(noise, cu_rows)| noise.at(place, cu_rows));
         let FeedForward { lin1, activation, lin2 } = &self.ffn;
@@ -216,7 +221,7 @@ impl TransformerBlock {
     }
 }
 
-/// Vaswani et al. 2017, section 3.2.
+/// Multi-head self-attention. Source: Vaswani et al. 2017, section 3.2.
 #[derive(Debug)]
 struct MultiHeadSelfAttention {
     q_lin: Linear,
@@ -228,19 +233,19 @@ struct MultiHeadSelfAttention {
 }
 
 impl MultiHeadSelfAttention {
-    /// Queries, keys and values of `x [T, D]`.
+    /// Computes the queries, keys and values of `x [T, D]`, each `[T, D]`.
     fn project(&self, x: &Tensor) -> Result<[Tensor; 3]> {
         linear_many(x, [&self.q_lin, &self.k_lin, &self.v_lin])
     }
 
-    /// Queries of `rows [Tq, D]`, keys and values of `x [T, D]`.
+    /// Computes the queries of `rows [Tq, D]`, and the keys and values of `x [T, D]`.
     fn project_rows(&self, rows: &Tensor, x: &Tensor) -> Result<[Tensor; 3]> {
         let [k, v] = linear_many(x, [&self.k_lin, &self.v_lin])?;
         Ok([self.q_lin.forward(rows)?, k, v])
     }
 }
 
-/// Vaswani et al. 2017, section 3.3, with GELU or another activation.
+/// The feed-forward sublayer. Source: Vaswani et al. 2017, section 3.3, with GELU or another activation.
 #[derive(Debug)]
 struct FeedForward {
     lin1: Linear,
@@ -248,17 +253,17 @@ struct FeedForward {
     lin2: Linear,
 }
 
-/// What spares work where weights stay as they are: parts of the first and of the last block in other forms.
+/// Weights of the first and the last block in a precomputed form, which saves work if the weights do not change.
 #[derive(Debug)]
-struct Shortcuts {
-    /// With the queries, keys and values of the first block.
+struct Precomputed {
+    /// The embeddings with the queries, keys and values of the first block.
     embeddings: ProjectedEmbeddings<3>,
-    /// Over the keys and values of the last block.
+    /// The attention of first tokens in the last block.
     first_tokens: FirstTokenAttention,
 }
 
-impl Shortcuts {
-    /// Of an encoder that has blocks.
+impl Precomputed {
+    /// Precomputes the weights of an encoder with at least one block.
     fn load(
         Loader { source, config, .. }: &Loader,
         embeddings: &Embeddings,

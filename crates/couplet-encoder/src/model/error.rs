@@ -1,4 +1,4 @@
-//! Why a checkpoint could not be loaded: which file, which key or tensor, what was expected and what was found.
+//! Errors of loading a checkpoint. They name the file, the key or tensor, the expected value and the actual value.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -6,45 +6,45 @@ use couplet_storage::backtrace::message;
 use couplet_storage::files::nearest_file;
 use thiserror::Error;
 
-/// What is said of a path that does not exist: which folder does not either, and what may have been meant.
-fn near(path: &Path) -> (String, String) {
+/// Returns two hints about a missing path: the nearest existing path, and the hub location that may be meant.
+fn missing_path_hints(path: &Path) -> (String, String) {
     let nearest = nearest_file(path);
     if !nearest.starts_with(',') {
         return (String::new(), nearest);
     }
     let parts: Vec<_> = path.components().collect();
-    let of_hub = match parts[..] {
+    let hub = match parts[..] {
         [Component::Normal(_), Component::Normal(_)] => format!("; if it is of the hub, write hf://{}", path.display()),
         _ => String::new(),
     };
-    (nearest, of_hub)
+    (nearest, hub)
 }
 
-/// A checkpoint that cannot be used.
+/// An error of loading a checkpoint.
 #[derive(Debug, Error)]
 pub enum LoadError {
-    /// The model's path is no folder.
-    #[error("model {} {}; expected a folder with config.json, tokenizer.json or vocab.txt, and model.safetensors or pytorch_model.bin{}", path.display(), if *exists { "is not a folder".to_owned() } else { format!("does not exist{}", near(path).0) }, if *exists { String::new() } else { near(path).1 })]
+    /// The path of the model does not exist or is not a folder.
+    #[error("model {} {}; expected a folder with config.json, tokenizer.json or vocab.txt, and model.safetensors or pytorch_model.bin{}", path.display(), if *exists { "is not a folder".to_owned() } else { format!("does not exist{}", missing_path_hints(path).0) }, if *exists { String::new() } else { missing_path_hints(path).1 })]
     NotAFolder {
-        /// What was asked for.
+        /// The path.
         path: PathBuf,
-        /// Whether there is something else under that path.
+        /// True if the path exists but is not a folder.
         exists: bool,
     },
-    /// The folder got other files each time that it was read.
+    /// The folder changed during every attempt to read it.
     #[error("model folder {} changed each of the {attempts} times that it was read; run the same command again when nothing is copied there", folder.display())]
     Changing {
         /// The checkpoint's folder.
         folder: PathBuf,
-        /// How often it was read.
+        /// The number of attempts.
         attempts: u32,
     },
-    /// A file that every checkpoint has is not there.
+    /// A required file is missing.
     #[error("model folder {} has no {expected}{}", folder.display(), inner_model(folder))]
     NoFile {
         /// The checkpoint's folder.
         folder: PathBuf,
-        /// The file or files, one of which is needed.
+        /// The required file, or several of which one is required.
         expected: &'static str,
     },
     /// The operating system cannot read a file.
@@ -55,36 +55,36 @@ pub enum LoadError {
         /// The operating system's error.
         source: std::io::Error,
     },
-    /// A file is there and cannot be understood.
+    /// The content of a file is invalid.
     #[error("cannot read {}: {problem}", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The reason.
         problem: String,
     },
-    /// A key of a JSON file is missing or has a value that couplet cannot use.
+    /// A key of a JSON file is missing or has an unsupported value.
     #[error("{}: key `{key}`: expected {expected}, found {found}", path.display())]
     Key {
         /// The JSON file.
         path: PathBuf,
-        /// The key's name.
+        /// The name of the key.
         key: String,
-        /// The values that would do.
+        /// The allowed values.
         expected: String,
-        /// The value that is there, or "nothing".
+        /// The actual value, or "nothing".
         found: String,
     },
-    /// The checkpoint is an encoder without a classifier on top.
+    /// The checkpoint is an encoder without a classification head.
     #[error("{} has no classification head: tensor `{tensor}` is missing among its {tensors} tensors; {hint}", folder.display())]
     NoHead {
         /// The checkpoint's folder.
         folder: PathBuf,
-        /// The head's tensor that was looked for.
+        /// The missing tensor of the head.
         tensor: String,
-        /// How many tensors there are.
+        /// The number of tensors in the checkpoint.
         tensors: usize,
-        /// What the checkpoint seems to be instead, and the mend if there is one.
+        /// What the checkpoint seems to be instead, and how to fix it.
         hint: String,
     },
     /// A tensor is missing or has the wrong shape or type.
@@ -92,11 +92,11 @@ pub enum LoadError {
     Tensor {
         /// The checkpoint's folder.
         folder: PathBuf,
-        /// The tensor's name.
+        /// The name of the tensor.
         tensor: String,
-        /// The shape or type that the configuration asks for.
+        /// The shape or type that the configuration requires.
         expected: String,
-        /// What is there, or "nothing".
+        /// The actual shape or type, or "nothing".
         found: String,
     },
     /// The device could not hold the weights.
@@ -105,14 +105,15 @@ pub enum LoadError {
 }
 
 impl LoadError {
-    /// Whether the checkpoint is at fault, rather than the moment at which it was read.
+    /// Returns true if the checkpoint itself is invalid, and false if a retry can succeed.
     #[must_use]
     pub fn is_mistake(&self) -> bool {
         !matches!(self, Self::Changing { .. })
     }
 }
 
-/// "; did you mean …?" where a folder in this one is a model, such as a checkpoint of a training; else what a model is.
+/// Returns "; did you mean …?" if a subfolder is a model, such as a training checkpoint, and otherwise a hint on how to
+/// write a model folder.
 fn inner_model(folder: &Path) -> String {
     let inner = folder.read_dir().into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
     let mut models: Vec<PathBuf> = inner.filter(|path| path.join("config.json").exists()).collect();

@@ -1,13 +1,14 @@
-//! The families of encoders, as data: everything in which one differs from another.
+//! The families of encoders, as data: all differences between them.
 //!
-//! To add a family whose blocks compute what BERT's do (post-layer-norm, absolute positions), write another static
-//! here and list it in [`Family::ALL`]. What these two do not need is a new field, with one place that reads it:
+//! To add a family whose blocks have BERT's arithmetic (post-layer-norm, absolute positions), add a static here and
+//! list it in [`Family::ALL`]. A property that no existing family has needs a new field and one place that reads it:
 //!
-//! - `RoBERTa` numbers positions from 2: an offset, by which `Encoder::load` skips rows of the table of positions.
-//! - ELECTRA widens narrow embeddings: the name of a layer, which `Encoder::load` puts behind the embeddings.
-//! - `ModernBERT` and `DeBERTa` compute other blocks: an encoder of their own, see [`super::classifier`].
+//! - `RoBERTa` numbers positions from 2: an offset; `Encoder::load` skips that many rows of the position embeddings.
+//! - ELECTRA projects narrow embeddings to the hidden size: the name of a layer; `Encoder::load` adds it after the
+//!   embeddings.
+//! - `ModernBERT` and `DeBERTa` have other blocks: an encoder of their own, see [`super::classifier`].
 //!
-//! Then add a golden checkpoint to `tests/it/goldens`: its logits must be those of transformers within 1e-4.
+//! Then add a golden checkpoint to `tests/it/goldens`. Its logits must match those of transformers within 1e-4.
 
 use super::ModelConfig;
 use crate::ops::{Pointwise, Rates};
@@ -17,59 +18,59 @@ use crate::ops::{Pointwise, Rates};
 /// **Source** of the default values: `BertConfig` and `DistilBertConfig` of transformers 5.24.
 #[derive(Debug)]
 pub struct Family {
-    /// The name in prose.
+    /// The display name.
     pub name: &'static str,
     /// `model_type` in `config.json`.
     pub model_type: &'static str,
-    /// Prefix of its classes in transformers.
+    /// The prefix of its class names in transformers.
     pub(crate) class_prefix: &'static str,
-    /// Prefix of the encoder's tensors.
+    /// The prefix of the encoder's tensor names.
     pub(crate) tensor_prefix: &'static str,
     pub(crate) keys: ConfigKeys,
-    /// Key of the ε of all normalizations; none where it is always 1e-12, whatever `config.json` says.
+    /// The key of the ε of all layer normalizations. `None` if it is always 1e-12, independent of `config.json`.
     pub(crate) layer_norm_eps: Option<&'static str>,
-    /// Key of the number of token types; none for a family without token types.
+    /// The key of the number of token types. `None` for a family without token types.
     pub(crate) token_types: Option<&'static str>,
     pub(crate) dropout: DropoutKeys,
     pub(crate) block: BlockNames,
     pub(crate) head: HeadNames,
     pub(crate) masked_words: MaskedWordsNames,
-    /// The entries that `config.json` has besides those of the keys above, as a JSON object, if an encoder with token
-    /// types can be folded into this family: see `model/import.rs`.
+    /// Additional entries of `config.json`, as a JSON object, for an imported encoder whose token types are folded into
+    /// this family; see `model/import.rs`. `None` if the family does not support that.
     pub(crate) folded: Option<&'static str>,
 }
 
-/// Keys in `config.json` of the sizes in [`ModelConfig`].
+/// The keys in `config.json` of the sizes in [`ModelConfig`].
 #[derive(Debug)]
 pub(crate) struct ConfigKeys {
     pub(crate) dim: &'static str,
     pub(crate) n_layers: &'static str,
-    /// The number of layers where the key is missing.
+    /// The number of layers if the key is missing.
     pub(crate) default_layers: usize,
     pub(crate) n_heads: &'static str,
     pub(crate) hidden_dim: &'static str,
     pub(crate) activation: &'static str,
 }
 
-/// Keys in `config.json` of the dropout [`Rates`].
+/// The keys in `config.json` of the dropout [`Rates`].
 #[derive(Debug)]
 pub(crate) struct DropoutKeys {
-    /// Rates where a key is missing.
+    /// The rates of missing keys.
     pub(crate) defaults: Rates,
-    /// Rate of the embeddings and of the feed-forward output.
+    /// The key of the rate of the embeddings and of the feed-forward output.
     pub(crate) hidden: &'static str,
     pub(crate) attention: &'static str,
-    /// Whether the output of attention has the rate of hidden states.
+    /// True if the `hidden` rate also applies to the output of attention.
     pub(crate) attention_output: bool,
     pub(crate) head: &'static str,
-    /// Whether the head has the rate of hidden states where its key is missing.
+    /// True if the `hidden` rate applies to the head when its key is missing.
     pub(crate) head_as_hidden: bool,
 }
 
-/// Names of a block's layers and normalizations, without `.weight` and `.bias`.
+/// The names of a block's layers and normalizations, without `.weight` and `.bias`.
 #[derive(Debug)]
 pub(crate) struct BlockNames {
-    /// Prefix of all blocks; the number of the block follows.
+    /// The prefix of all blocks, followed by the index of the block.
     pub(crate) prefix: &'static str,
     pub(crate) q_lin: &'static str,
     pub(crate) k_lin: &'static str,
@@ -81,27 +82,27 @@ pub(crate) struct BlockNames {
     pub(crate) output_layer_norm: &'static str,
 }
 
-/// The classification head: a square layer, an activation, and the layer `classifier`.
+/// The classification head: a dense layer `[D, D]`, an activation, and the layer `classifier`.
 #[derive(Debug)]
 pub(crate) struct HeadNames {
-    /// The square layer.
+    /// The dense layer `[D, D]`.
     pub(crate) dense: &'static str,
-    /// Whether the name of the square layer has the encoder's prefix, as BERT's pooler.
+    /// True if the name of the dense layer has the encoder's prefix, as BERT's pooler does.
     pub(crate) has_prefix: bool,
     pub(crate) activation: Pointwise,
 }
 
-/// Names of the masked-LM head's tensors; its projection is the table of word embeddings.
+/// The names of the masked-LM head's tensors. Its projection is the table of word embeddings.
 #[derive(Debug)]
 pub(crate) struct MaskedWordsNames {
-    /// The square layer.
+    /// The dense layer `[D, D]`.
     pub(crate) transform: &'static str,
     pub(crate) norm: &'static str,
-    /// Bias of the logits.
+    /// The bias of the logits.
     pub(crate) bias: &'static str,
 }
 
-/// Sanh et al. 2019: no token types; the head reads the first token through `pre_classifier` and a rectifier.
+/// Sanh et al. 2019: no token types. The head is `pre_classifier`, ReLU and `classifier` on the first token.
 pub static DISTILBERT: Family = Family {
     name: "DistilBERT",
     model_type: "distilbert",
@@ -147,7 +148,7 @@ pub static DISTILBERT: Family = Family {
     ),
 };
 
-/// Devlin et al. 2019: token types; the head reads the first token through the pooler and tanh.
+/// Devlin et al. 2019: token types. The head is the pooler, tanh and `classifier` on the first token.
 pub static BERT: Family = Family {
     name: "BERT",
     model_type: "bert",
@@ -195,19 +196,19 @@ impl Family {
     /// All families.
     pub const ALL: [&'static Self; 2] = [&DISTILBERT, &BERT];
 
-    /// Finds the family with that `model_type`.
+    /// Returns the family with that `model_type`, if it is supported.
     #[must_use]
     pub fn of(model_type: &str) -> Option<&'static Self> {
         Self::ALL.into_iter().find(|family| family.model_type == model_type)
     }
 
-    /// Returns its class in transformers for an encoder with a head, such as `ForSequenceClassification`, or `Model`.
+    /// Returns the name of a class in transformers, such as `BertModel` for the suffix `Model`.
     #[must_use]
-    pub fn class(&self, head: &str) -> String {
-        format!("{}{head}", self.class_prefix)
+    pub fn class(&self, suffix: &str) -> String {
+        format!("{}{suffix}", self.class_prefix)
     }
 
-    /// Whether a tensor belongs to a head, which may be missing, rather than to the encoder.
+    /// Returns true if a tensor belongs to a head rather than to the encoder. A head may be missing.
     pub(crate) fn is_head(&self, name: &str) -> bool {
         let first = |name: &'static str| name.split('.').next();
         let MaskedWordsNames { transform, norm, bias } = self.masked_words;
@@ -215,7 +216,7 @@ impl Family {
         heads.contains(&name.split('.').next())
     }
 
-    /// The name of a tensor in a file: that of an encoder's tensor has the prefix.
+    /// Returns the name in the file of a tensor with a canonical name: tensors of the encoder have the prefix.
     #[must_use]
     pub fn full_name(&self, name: &str) -> String {
         let has_prefix = !self.is_head(name) || self.head.has_prefix && name.starts_with(self.head.dense);
@@ -223,7 +224,7 @@ impl Family {
     }
 }
 
-/// There is one value of each family.
+/// Families are equal if their `model_type` is: each family has one static value.
 impl PartialEq for Family {
     fn eq(&self, other: &Self) -> bool {
         self.model_type == other.model_type
@@ -231,7 +232,8 @@ impl PartialEq for Family {
 }
 
 impl BlockNames {
-    /// The names of a block's layers and normalizations, with the shape of each weight; in every family the same order.
+    /// Returns the names of a block's layers and normalizations with the shapes of their weights. The order is the same
+    /// for every family.
     pub(crate) fn shapes(&self, config: &ModelConfig) -> [(&'static str, Vec<usize>); 8] {
         let (dim, hidden) = (config.dim, config.hidden_dim);
         [

@@ -1,8 +1,8 @@
-//! The files of a model, each read once into memory: what is loaded is what the fingerprint is of.
+//! The files of a model, each read once into memory, so that the fingerprint always matches the loaded model.
 //!
-//! A folder may get another model while it is read: a link is switched, `[finetune]` exchanges the folder, files are
-//! copied over the old ones. So all files are read before any is used, and the folder is looked at again when they are.
-//! Where it is not as it was, they are read again. What comes after a load from memory cannot change it any more.
+//! A folder can change while it is read: a symbolic link is switched, `[finetune]` replaces the folder, or files are
+//! overwritten. Therefore all files are read before any is used, and the folder is checked afterwards. If it has
+//! changed, all files are read again. Later changes have no effect on the model in memory.
 
 use std::collections::BTreeMap;
 use std::fs::{self, Metadata};
@@ -14,22 +14,22 @@ use bytes::Bytes;
 use couplet_storage::files::{self, MAX_JSON};
 use couplet_storage::hub::{Needed, is_weights};
 
-use super::checkpoint::{HEAD, check_head};
+use super::checkpoint::{HEAD_BYTES, check_head};
 use super::error::LoadError;
 
-/// How often a folder is read that changes each time.
+/// The most attempts to read a folder that keeps changing.
 const ATTEMPTS: u32 = 15;
 
-/// How long to wait before a folder is read again: longer each time.
+/// The wait after the first attempt. It grows linearly with the number of attempts.
 const PAUSE: Duration = TICK;
 
-/// Within this time of a change, another one may leave the file's times as they are: they go by the system's tick.
+/// The resolution of file times, with a margin: a second change within this time may leave them unchanged.
 const TICK: Duration = Duration::from_millis(12);
 
-/// `config.json`, unless a file of another name was given for it.
+/// The default name of the configuration file.
 pub(super) const CONFIG: &str = "config.json";
 
-/// The files of a model's folder, as they were together.
+/// A consistent snapshot of the files in a model folder.
 #[derive(Debug, Clone)]
 pub struct ModelFiles {
     folder: PathBuf,
@@ -38,55 +38,57 @@ pub struct ModelFiles {
 }
 
 impl ModelFiles {
-    /// Reads the files that a model is loaded from; what is missing or wrong with them is for those to say who use them.
+    /// Reads the files that a model is loaded from. Missing files and invalid contents are reported by their users.
     ///
     /// # Errors
-    /// A path that is no folder, a file that cannot be read, a folder that does not stop changing.
+    /// Returns an error if the path is not a folder, a file cannot be read, or the folder keeps changing.
     pub fn read(folder: &Path) -> Result<Self, LoadError> {
         let files = Self { folder: folder.to_owned(), config: CONFIG.to_owned(), bytes: BTreeMap::new() };
-        files.read_unchanged(|files, seen| {
+        files.read_unchanged(|files, observed| {
             if !folder.is_dir() {
                 return Err(LoadError::NotAFolder { path: folder.to_owned(), exists: folder.exists() });
             }
-            let names: Vec<&str> = Needed::candidates().filter(|name| seen.look(name)).collect();
+            let names: Vec<&str> = Needed::candidates().filter(|name| observed.exists(name)).collect();
             let needed = Needed::among(&names);
             for name in &needed.files {
-                files.read_file(name, seen)?;
+                files.read_file(name, observed)?;
             }
             let index = needed.index.and_then(|index| files.bytes.get(index)).cloned().unwrap_or_default();
-            // An index from elsewhere must not make us read other folders.
+            // An untrusted index must not cause reads outside the folder.
             for shard in Needed::shards(&index).iter().filter(|shard| is_name(shard)) {
-                if seen.look(shard) {
-                    files.read_file(shard, seen)?;
+                if observed.exists(shard) {
+                    files.read_file(shard, observed)?;
                 }
             }
             Ok(())
         })
     }
 
-    /// Reads nothing but a `config.json`, by whatever name, or that of a folder.
+    /// Reads only a configuration: a JSON file with any name, or the `config.json` of a folder.
     ///
     /// # Errors
-    /// As [`ModelFiles::read`].
+    /// Returns the errors of [`ModelFiles::read`].
     pub fn read_config(path: &Path) -> Result<Self, LoadError> {
         let (folder, config) = match (path.is_dir(), path.parent(), path.file_name()) {
             (false, Some(folder), Some(name)) => (folder, &*name.to_string_lossy()),
             _ => (path, CONFIG),
         };
         let files = Self { folder: folder.to_owned(), config: config.to_owned(), bytes: BTreeMap::new() };
-        files.read_unchanged(|files, seen| if seen.look(config) { files.read_file(config, seen) } else { Ok(()) })
+        files.read_unchanged(
+            |files, observed| if observed.exists(config) { files.read_file(config, observed) } else { Ok(()) },
+        )
     }
 
-    /// Reads until nothing changed meanwhile.
+    /// Repeats `read` until the files do not change during it.
     fn read_unchanged(
         mut self,
-        read: impl Fn(&mut Self, &mut Seen) -> Result<(), LoadError>,
+        read: impl Fn(&mut Self, &mut Observed) -> Result<(), LoadError>,
     ) -> Result<Self, LoadError> {
         for attempt in 1..=ATTEMPTS {
-            let mut seen = Seen::new(&self.folder);
+            let mut observed = Observed::new(&self.folder);
             self.bytes.clear();
-            let result = read(&mut self, &mut seen);
-            if seen.is_unchanged() {
+            let result = read(&mut self, &mut observed);
+            if observed.is_unchanged() {
                 return result.map(|()| self);
             }
             tracing::debug!("model {} changed while it was read (attempt {attempt})", self.folder.display());
@@ -95,32 +97,32 @@ impl ModelFiles {
         Err(LoadError::Changing { folder: self.folder, attempts: ATTEMPTS })
     }
 
-    fn read_file(&mut self, name: &str, seen: &mut Seen) -> Result<(), LoadError> {
+    fn read_file(&mut self, name: &str, observed: &mut Observed) -> Result<(), LoadError> {
         let path = self.folder.join(name);
         let unreadable = |source: io::Error| LoadError::File { path: path.clone(), source };
         let file = files::open(&path).map_err(unreadable)?;
-        let found = file.metadata().map_err(unreadable)?;
-        seen.opened(&path, &found);
-        let size = found.len();
-        let refused = |problem: String| LoadError::Unreadable { path: path.clone(), problem };
+        let metadata = file.metadata().map_err(unreadable)?;
+        observed.record(&path, &metadata);
+        let size = metadata.len();
+        let rejected = |problem: String| LoadError::Unreadable { path: path.clone(), problem };
         let mut bytes = Vec::new();
         if self.is_weights(name) {
-            (&file).take(HEAD).read_to_end(&mut bytes).map_err(unreadable)?;
-            check_head(&path, &bytes, size).map_err(refused)?;
+            (&file).take(HEAD_BYTES).read_to_end(&mut bytes).map_err(unreadable)?;
+            check_head(&path, &bytes, size).map_err(rejected)?;
         } else if size > MAX_JSON {
-            return Err(refused(format!("it has {size} bytes, and at most {MAX_JSON} are read of such a file")));
+            return Err(rejected(format!("it has {size} bytes, and at most {MAX_JSON} are read of such a file")));
         }
         let rest = size.saturating_sub(bytes.len() as u64);
         if !usize::try_from(rest).is_ok_and(|rest| bytes.try_reserve_exact(rest).is_ok()) {
-            return Err(refused(format!("its {size} bytes do not fit into memory")));
+            return Err(rejected(format!("its {size} bytes do not fit into memory")));
         }
-        // A file that grows has changed: what is beyond its size is not read.
+        // If the file grows meanwhile, the check afterwards detects it. The additional bytes are not read.
         file.take(rest).read_to_end(&mut bytes).map_err(unreadable)?;
         self.bytes.insert(name.to_owned(), bytes.into());
         Ok(())
     }
 
-    /// Forgets the weights, which take as much memory as the model.
+    /// Drops the weight files, which need as much memory as the model.
     #[must_use]
     pub fn without_weights(mut self) -> Self {
         let weights: Vec<String> = self.bytes.keys().filter(|name| self.is_weights(name)).cloned().collect();
@@ -132,82 +134,86 @@ impl ModelFiles {
         name != self.config && is_weights(name)
     }
 
-    /// The folder that they were read from.
+    /// Returns the folder that the files were read from.
     pub(crate) fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// The name of the `config.json`.
+    /// Returns the name of the configuration file.
     #[must_use]
     pub fn config(&self) -> &str {
         &self.config
     }
 
-    /// The bytes of a file; none if there is no such file.
+    /// Returns the contents of a file, or `None` if it does not exist.
     pub(crate) fn get(&self, name: &str) -> Option<&Bytes> {
         self.bytes.get(name)
     }
 
-    /// The path of a file, for messages.
+    /// Returns the path of a file, for messages.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
 
-    /// All files in the order of their names.
+    /// Iterates over all files in the order of their names.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Bytes)> {
         self.bytes.iter().map(|(name, bytes)| (&**name, bytes))
     }
 }
 
-/// Whether it is the name of a file rather than a path to one.
+/// Returns true if `name` is a plain file name without a folder.
 pub(super) fn is_name(name: &str) -> bool {
     matches!(Path::new(name).components().collect::<Vec<_>>()[..], [Component::Normal(_)])
 }
 
-/// What was where when the files were read.
-struct Seen {
+/// The state of the folder and its files when they were read.
+struct Observed {
     folder: PathBuf,
     began: SystemTime,
+    /// The folder, then the files; `None` for a missing file.
     paths: Vec<(PathBuf, Option<Stamp>)>,
 }
 
-impl Seen {
+impl Observed {
     fn new(folder: &Path) -> Self {
         let stamp = Stamp::at(folder).map(Stamp::of_folder);
         Self { folder: folder.to_owned(), began: SystemTime::now(), paths: vec![(folder.to_owned(), stamp)] }
     }
 
-    /// Whether there is such a file, or something else that then cannot be read.
-    fn look(&mut self, name: &str) -> bool {
+    /// Returns true if the path exists, and records a missing file.
+    fn exists(&mut self, name: &str) -> bool {
         let path = self.folder.join(name);
-        let is_there = !matches!(fs::metadata(&path), Err(e) if e.kind() == io::ErrorKind::NotFound);
-        if !is_there {
+        let exists = !matches!(fs::metadata(&path), Err(e) if e.kind() == io::ErrorKind::NotFound);
+        if !exists {
             self.paths.push((path, None));
         }
-        is_there
+        exists
     }
 
-    fn opened(&mut self, path: &Path, found: &Metadata) {
-        self.paths.push((path.to_owned(), Some(Stamp::of(found))));
+    /// Records a file that was opened.
+    fn record(&mut self, path: &Path, metadata: &Metadata) {
+        self.paths.push((path.to_owned(), Some(Stamp::of(metadata))));
     }
 
-    /// Whether all paths lead to what they led to, and that is as it was.
+    /// Returns true if all paths still refer to the same files and those are unchanged.
     fn is_unchanged(&self) -> bool {
-        self.paths.iter().enumerate().all(|(place, (path, then))| {
+        self.paths.iter().enumerate().all(|(index, (path, then))| {
             let now = Stamp::at(path);
-            let now = if place == 0 { now.map(Stamp::of_folder) } else { now };
+            let now = if index == 0 { now.map(Stamp::of_folder) } else { now };
             now == *then && then.as_ref().is_none_or(|then| !then.is_recent(self.began))
         })
     }
 }
 
-/// What tells a file from another one, and from itself after a change.
+/// The identity and version of a file.
 #[derive(Debug, PartialEq, Eq)]
 struct Stamp {
+    /// The device and the inode.
     file: (u64, u64),
+    /// The size in bytes.
     size: u64,
     modified: Option<SystemTime>,
-    /// The time of the last change of contents or of anything else, which no program can set.
+    /// The ctime: the last change of contents or metadata. Programs cannot set it.
     changed: Option<SystemTime>,
 }
 
@@ -217,31 +223,31 @@ impl Stamp {
     }
 
     #[cfg(unix)]
-    fn of(found: &Metadata) -> Self {
+    fn of(metadata: &Metadata) -> Self {
         use std::os::unix::fs::MetadataExt as _;
-        let since = Duration::new(found.ctime().max(0).cast_unsigned(), found.ctime_nsec() as u32);
+        let since = Duration::new(metadata.ctime().max(0).cast_unsigned(), metadata.ctime_nsec() as u32);
         Self {
-            file: (found.dev(), found.ino()),
-            size: found.len(),
-            modified: found.modified().ok(),
+            file: (metadata.dev(), metadata.ino()),
+            size: metadata.len(),
+            modified: metadata.modified().ok(),
             changed: SystemTime::UNIX_EPOCH.checked_add(since),
         }
     }
 
     #[cfg(not(unix))]
-    fn of(found: &Metadata) -> Self {
-        let modified = found.modified().ok();
-        Self { file: (0, 0), size: found.len(), modified, changed: modified }
+    fn of(metadata: &Metadata) -> Self {
+        let modified = metadata.modified().ok();
+        Self { file: (0, 0), size: metadata.len(), modified, changed: modified }
     }
 
-    /// Which folder it is: others may write files into it that are not the model's.
+    /// Keeps only the identity of a folder, because unrelated files may be written into it.
     fn of_folder(self) -> Self {
         Self { file: self.file, size: 0, modified: None, changed: None }
     }
 
-    /// Whether it had just been changed at that time, so that a change after it may have gone unnoticed.
+    /// Returns true if the file had changed within [`TICK`] before `at`, so that a later change may be undetected.
     fn is_recent(&self, at: SystemTime) -> bool {
-        // A time that is still to come is another machine's.
+        // A time in the future comes from the clock of another machine.
         let age = self.changed.and_then(|changed| at.duration_since(changed).ok());
         age.is_some_and(|age| age < TICK)
     }
@@ -265,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn each_change_of_a_folder_is_noticed() {
+    fn detects_each_change_of_a_folder() {
         let around = tempfile::tempdir().unwrap();
         let (one, other) = (copy(&around.path().join("one")), copy(&around.path().join("other")));
         let link = around.path().join("link");
@@ -273,7 +279,7 @@ mod tests {
             let _ = fs::remove_file(&link);
             std::os::unix::fs::symlink(to, &link).unwrap();
         };
-        // Past the tick of what was written above.
+        // Waits until the files written above are no longer recent.
         std::thread::sleep(TICK * 2);
         let config = one.join(CONFIG);
         let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
@@ -296,37 +302,37 @@ mod tests {
         ];
         for (what, change) in changes {
             switch(&one);
-            let mut seen = Seen::new(&link);
+            let mut observed = Observed::new(&link);
             for name in [CONFIG, "calibration.json"] {
-                if seen.look(name) {
+                if observed.exists(name) {
                     let path = link.join(name);
-                    seen.opened(&path, &fs::metadata(&path).unwrap());
+                    observed.record(&path, &fs::metadata(&path).unwrap());
                 }
             }
             change();
-            assert_eq!(seen.is_unchanged(), what == "nothing", "{what}");
+            assert_eq!(observed.is_unchanged(), what == "nothing", "{what}");
             std::thread::sleep(TICK * 2);
         }
     }
 
     #[test]
-    fn a_file_that_was_just_written_is_read_again() {
+    fn reads_a_recently_written_file_again() {
         let around = tempfile::tempdir().unwrap();
         let folder = copy(&around.path().join("new"));
-        let mut seen = Seen::new(&folder);
-        seen.opened(&folder.join(CONFIG), &fs::metadata(folder.join(CONFIG)).unwrap());
-        assert!(!seen.is_unchanged());
+        let mut observed = Observed::new(&folder);
+        observed.record(&folder.join(CONFIG), &fs::metadata(folder.join(CONFIG)).unwrap());
+        assert!(!observed.is_unchanged());
         assert!(ModelFiles::read(&folder).is_ok());
     }
 
     #[test]
-    fn other_files_in_the_folder_are_not_looked_at() {
+    fn ignores_other_files_in_the_folder() {
         let around = tempfile::tempdir().unwrap();
         let folder = copy(&around.path().join("model"));
         std::thread::sleep(TICK * 2);
-        let mut seen = Seen::new(&folder);
-        seen.opened(&folder.join(CONFIG), &fs::metadata(folder.join(CONFIG)).unwrap());
+        let mut observed = Observed::new(&folder);
+        observed.record(&folder.join(CONFIG), &fs::metadata(folder.join(CONFIG)).unwrap());
         fs::write(folder.join("README.md"), "text").unwrap();
-        assert!(seen.is_unchanged());
+        assert!(observed.is_unchanged());
     }
 }

@@ -1,4 +1,4 @@
-//! A short name for exactly these weights, tokenizer, configuration and calibration.
+//! The fingerprint of a model: identifies its weights, tokenizer, configuration and calibration.
 
 use std::fmt;
 
@@ -6,18 +6,19 @@ use sha2::{Digest, Sha256};
 
 use super::files::ModelFiles;
 
-/// Changes when couplet reads the same files otherwise, so that scores of the old reading are not taken for the new one's.
-const READING: &[u8] = b"couplet reading 2";
+/// The version of couplet's model loader. It must change if couplet computes other scores from the same files, so that
+/// old scores are not reused.
+const LOADER_VERSION: &[u8] = b"couplet reading 2";
 
-/// SHA-256 over the names, sizes and contents of the files that a prediction depends on.
+/// The SHA-256 of the names, sizes and contents of all files that a prediction depends on.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Fingerprint(String);
 
 impl Fingerprint {
-    /// Of the files of these names, in this order; of one that is not there, nothing.
+    /// Computes the fingerprint of the files with these names, in this order. Missing files are skipped.
     pub(super) fn of<'n>(files: &ModelFiles, names: impl IntoIterator<Item = &'n str>) -> Self {
         let mut digest = Sha256::new();
-        digest.update(READING);
+        digest.update(LOADER_VERSION);
         for (name, bytes) in names.into_iter().filter_map(|name| Some((name, files.get(name)?))) {
             digest.update(name.as_bytes());
             digest.update([0]);
@@ -29,14 +30,14 @@ impl Fingerprint {
         Self(digest.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect())
     }
 
-    /// All 64 hexadecimal digits.
+    /// Returns all 64 hexadecimal digits.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// The first 16 digits: enough to tell models apart, short enough for a column.
+/// Formats the first 16 digits: enough to distinguish models, and short enough for a column.
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&self.0[..16])

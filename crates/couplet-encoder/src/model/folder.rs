@@ -1,4 +1,4 @@
-//! What a checkpoint's folder holds besides the weights, when it is written.
+//! Writes the files of a checkpoint folder other than the weights.
 
 use std::io;
 use std::path::Path;
@@ -15,18 +15,18 @@ use super::outputs::SENTENCE_TRANSFORMERS;
 /// The file name of the training chart.
 pub const CHART: &str = "training.svg";
 
-/// What a tokenizer may consist of.
+/// The possible files of a tokenizer.
 pub(crate) const TOKENIZER: [&str; 5] =
     ["tokenizer.json", TOKENIZER_CONFIG, "vocab.txt", "special_tokens_map.json", "added_tokens.json"];
 
-/// The tokenizer's settings.
+/// The file with the settings of a tokenizer.
 pub(crate) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 
-/// The folder of a model, of couplet, transformers or a hub.
+/// A model folder written by couplet or transformers, or downloaded from a hub.
 pub const MODEL_FOLDER: FolderKind = FolderKind { name: "a model", marker: "config.json", has: is_in_a_model };
 
-/// What stands beside tokenizer and weights.
-const OTHERS: [&str; 12] = [
+/// Known files other than those of the tokenizer and the weights.
+const OTHER_FILES: [&str; 12] = [
     "config.json",
     "generation_config.json",
     CALIBRATION_FILE,
@@ -41,31 +41,31 @@ const OTHERS: [&str; 12] = [
     SENTENCE_TRANSFORMERS,
 ];
 
-/// Weights of all frameworks, as far as they are one file.
+/// Weight files of other frameworks.
 const WEIGHTS: [&str; 4] = ["tf_model.h5", "flax_model.msgpack", "rust_model.ot", "model.onnx"];
 
-/// Whether the folder of a model may have a file of this name: only what is known goes with a model that is replaced.
+/// Returns true if a file with this name can belong to a model. Replacing a model deletes only such files.
 fn is_in_a_model(name: &str) -> bool {
     let sharded = |stem: &str, extension: &str| {
         let Some(rest) = name.strip_prefix(stem) else { return false };
         rest == format!("{extension}.index.json") || rest.strip_suffix(extension).is_some_and(is_shard)
     };
     TOKENIZER.contains(&name)
-        || OTHERS.contains(&name)
+        || OTHER_FILES.contains(&name)
         || WEIGHTS.contains(&name)
         || sharded("model", ".safetensors")
         || sharded("pytorch_model", ".bin")
 }
 
-/// Whether this numbers one of several files, as `-00001-of-00002`, or is nothing, as with a single one.
+/// Returns true if `text` is a shard suffix such as `-00001-of-00002`, or empty, as for a single file.
 fn is_shard(text: &str) -> bool {
     let is_number = |digits: &str| digits.len() == 5 && digits.bytes().all(|byte| byte.is_ascii_digit());
     let numbers = || text.strip_prefix('-')?.split_once("-of-");
     text.is_empty() || numbers().is_some_and(|(number, count)| is_number(number) && is_number(count))
 }
 
-/// What `config.json` says of a head, of the type of numbers, and of where a checkpoint came from.
-const OF_ANOTHER_HEAD: [&str; 9] = [
+/// The keys of `config.json` that describe the head, the data type and the origin of a checkpoint.
+const HEAD_KEYS: [&str; 9] = [
     "_name_or_path",
     "torch_dtype",
     "id2label",
@@ -77,11 +77,13 @@ const OF_ANOTHER_HEAD: [&str; 9] = [
     "sbert_ce_default_activation_function",
 ];
 
-/// Writes the files of a tokenizer, whose settings then name its class wherever it stood. For a family without token
-/// types it gives none in `transformers`, whose DistilBERT does not take them.
+/// Copies the files of a tokenizer to a folder.
+///
+/// The copied settings contain the tokenizer's class, also if only `config.json` had it. For a family without token
+/// types, they disable the output of token types, because the DistilBERT of `transformers` does not accept them.
 ///
 /// # Errors
-/// A file that cannot be read as JSON, or not written.
+/// Returns an error if a file is not valid JSON or cannot be written.
 pub fn copy_tokenizer(from: &ModelFiles, to: &Path, family: &Family) -> io::Result<()> {
     for (name, bytes) in TOKENIZER.into_iter().filter_map(|name| Some((name, from.get(name)?))) {
         files::write(&to.join(name), bytes)?;
@@ -93,49 +95,49 @@ pub fn copy_tokenizer(from: &ModelFiles, to: &Path, family: &Family) -> io::Resu
             _ => Map::new(),
         })
     };
-    let there = object(TOKENIZER_CONFIG)?;
-    let mut settings = there.clone();
-    // The `config.json` of the model that is written need not have it.
+    let original = object(TOKENIZER_CONFIG)?;
+    let mut settings = original.clone();
+    // The new model's `config.json` may not contain the class.
     if settings.get("tokenizer_class").is_none_or(Value::is_null)
         && let Some(class) = object(from.config())?.remove("tokenizer_class").filter(Value::is_string)
     {
         settings.insert("tokenizer_class".into(), class);
     }
     if family.token_types.is_none() {
-        leave_out_token_types(&mut settings, family);
+        disable_token_types(&mut settings, family);
     }
-    if settings == there { Ok(()) } else { write_json(&to.join(TOKENIZER_CONFIG), &Value::Object(settings)) }
+    if settings == original { Ok(()) } else { write_json(&to.join(TOKENIZER_CONFIG), &Value::Object(settings)) }
 }
 
-/// Makes sure that the settings of a tokenizer ask for no token types.
-fn leave_out_token_types(settings: &mut Map<String, Value>, family: &Family) {
+/// Changes the settings of a tokenizer so that it does not output token types.
+fn disable_token_types(settings: &mut Map<String, Value>, family: &Family) {
     let class = settings.get("tokenizer_class").and_then(Value::as_str).unwrap_or("BertTokenizer");
-    let is_berts = class.starts_with("BertTokenizer");
-    let gives_them = match settings.get("model_input_names").and_then(Value::as_array) {
+    let is_bert = class.starts_with("BertTokenizer");
+    let has_token_types = match settings.get("model_input_names").and_then(Value::as_array) {
         Some(names) => names.iter().any(|name| name == "token_type_ids"),
-        None => is_berts,
+        None => is_bert,
     };
-    if !gives_them {
+    if !has_token_types {
         return;
     }
     settings.insert("model_input_names".into(), json!(["input_ids", "attention_mask"]));
-    if is_berts {
+    if is_bert {
         settings.insert("tokenizer_class".into(), family.class("Tokenizer").into());
     }
 }
 
-/// Makes a `config.json` that of another head's model, with weights in f32.
+/// Removes the keys of the head from a `config.json`, and sets the data type of the weights to f32.
 pub fn clear_head(config: &mut Map<String, Value>) {
-    for key in OF_ANOTHER_HEAD {
+    for key in HEAD_KEYS {
         config.remove(key);
     }
     config.insert("dtype".into(), "float32".into());
 }
 
-/// Writes a JSON file for people to read too.
+/// Writes an indented JSON file.
 ///
 /// # Errors
-/// A file that cannot be written.
+/// Returns an error if the file cannot be written.
 pub fn write_json(path: &Path, document: &Value) -> io::Result<()> {
     files::write(path, format!("{document:#}\n"))
 }
@@ -145,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_names_of_models_are_in_a_model() {
+    fn recognizes_the_file_names_of_models() {
         for name in [
             "config.json",
             "vocab.txt",

@@ -7,7 +7,7 @@ use super::family::HeadNames;
 use super::source::Loader;
 use crate::ops::{Linear, Noise, Place, Pointwise};
 
-/// `[B, D] → [B, L]`: a square layer (DistilBERT's `pre_classifier`, BERT's pooler), an activation, then `classifier`.
+/// The head, `[B, D] → [B, L]`: a dense layer (`pre_classifier` or BERT's pooler), an activation, and `classifier`.
 #[derive(Debug)]
 pub struct Head {
     dense: Linear,
@@ -16,10 +16,10 @@ pub struct Head {
 }
 
 impl Head {
-    /// Loads a head of `outputs` logits. It computes in f32.
+    /// Loads a head with `outputs` logits. It computes in f32.
     ///
     /// # Errors
-    /// A tensor that is missing or has another shape.
+    /// Returns an error if a tensor is missing or has another shape.
     pub fn load(loader: &Loader, outputs: usize) -> std::result::Result<Self, LoadError> {
         let HeadNames { dense, activation, .. } = loader.config.family.head;
         let (loader, dim) = (Loader { kernels: loader.kernels.with_f32(), ..*loader }, loader.config.dim);
@@ -30,10 +30,11 @@ impl Head {
         })
     }
 
-    /// Classifies each sequence by its first token; in training, drops from the classifier's input what `noise` says.
+    /// Computes the logits from the hidden state of each sequence's first token: `[B, D] → [B, L]`. Applies the dropout
+    /// of `noise` to the classifier's input in training.
     ///
     /// # Errors
-    /// An error of an operator.
+    /// Returns an error if an operator fails.
     pub fn forward(&self, first: &Tensor, noise: Option<&Noise>) -> Result<Tensor> {
         let kernels = self.dense.kernels();
         let hidden = kernels.pointwise(&self.dense.forward(first)?, self.activation)?;

@@ -1,12 +1,12 @@
-//! Import: a BERT encoder becomes a base checkpoint, as it is or folded into DistilBERT's form.
+//! Import: writes a BERT encoder as a base checkpoint, unchanged or converted to DistilBERT's form.
 //!
-//! DistilBERT has no token types. BERT adds three embeddings for each token, `word + position + token type`; for a
-//! single text all tokens are of type 0, so that `position + token type 0` can be one table, and the folded encoder
-//! gives the same hidden states but for the rounding of one addition: within 1e-5.
+//! DistilBERT has no token types. BERT adds three embeddings per token, `word + position + token type`. In a single
+//! text, all tokens have type 0, so `position + token type 0` can be folded into one table. The converted encoder
+//! computes the same hidden states except for the rounding of one addition: within 1e-5.
 //!
-//! What is lost: the second text of a pair has token type 1 in BERT and cannot have it in DistilBERT. There the two
-//! texts are told apart by `[SEP]` only. The pooler is dropped too, as DistilBERT has none: a classifier that is
-//! fine-tuned learns a `pre_classifier` in its place.
+//! The conversion loses the token types of pairs: in BERT the second text has type 1, in DistilBERT only `[SEP]`
+//! separates the texts. It also drops the pooler, which DistilBERT does not have; fine-tuning trains a
+//! `pre_classifier` instead.
 
 use std::io::{self, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
@@ -28,47 +28,47 @@ use super::folder::{MODEL_FOLDER, clear_head, copy_tokenizer, write_json};
 use super::source::Loader;
 use super::weights_file::{self, Entry};
 
-/// What was imported.
+/// The result of an import.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Imported {
     /// The family of the source.
     pub from: &'static Family,
     /// The family of the checkpoint that was written.
     pub family: &'static Family,
-    /// Numbers in it.
+    /// The number of parameters in the checkpoint.
     pub parameters: usize,
-    /// Tensors of the source that have no place in it: heads, the pooler, buffers.
+    /// The names of the source's tensors that were not copied: heads, the pooler, buffers.
     pub dropped: Vec<String>,
-    /// The largest difference of a hidden state of single texts between the source and what was written.
+    /// The largest absolute difference between hidden states of the source and of the checkpoint, for single texts.
     pub difference: f32,
 }
 
-/// The largest difference of a hidden state that is put down to rounding; the states are of size 1.
-const ROUNDING: f32 = 1e-4;
+/// The largest difference of a hidden state that rounding can explain. Hidden states have a magnitude of about 1.
+const MAX_ROUNDING_ERROR: f32 = 1e-4;
 
-/// Why an encoder cannot be imported; nothing is written then.
+/// An error of an import. Nothing is written in this case.
 #[derive(Debug, Error)]
 pub enum ImportError {
     /// The source cannot be read.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// It does not have the form that was asked for, and cannot be brought into it exactly.
+    /// The encoder cannot be converted to the requested form exactly.
     #[error("{} cannot be imported in that form: {problem}", folder.display())]
     Form {
-        /// The source.
+        /// The folder of the source.
         folder: PathBuf,
-        /// Why not.
+        /// The reason.
         problem: String,
     },
-    /// The folder cannot be written.
+    /// The target folder cannot be written.
     #[error("cannot write {}: {source}", folder.display())]
     Write {
         /// The folder.
         folder: PathBuf,
-        /// What the system says.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// A failure of arithmetic.
+    /// The computation of hidden states failed.
     #[error("cannot compute: {}", message(.0))]
     Compute(#[from] candle_core::Error),
 }
@@ -76,11 +76,13 @@ pub enum ImportError {
 const POSITIONS: &str = "embeddings.position_embeddings.weight";
 const TOKEN_TYPES: &str = "embeddings.token_type_embeddings.weight";
 
-/// Writes the encoder of `source` as a base checkpoint to `target`, in f32, and in the form of another family if one is
-/// given. What was at `target` is replaced at once, after a check that the hidden states are the same.
+/// Writes the encoder of `source` as a base checkpoint in f32 to `target`, converted to the family `form` if given.
+///
+/// Verifies that the hidden states are the same, then replaces `target` atomically.
 ///
 /// # Errors
-/// A source that is no encoder of the BERT family; one that the form cannot express; a target that cannot be written.
+/// Returns an error if the source is not an encoder of the BERT family, if `form` cannot express it, or if the target
+/// cannot be written.
 pub fn import(source: &Path, target: &Path, form: Option<&'static Family>) -> Result<Imported, ImportError> {
     let files = ModelFiles::read(source)?;
     let config = ModelConfig::load(&files)?;
@@ -96,13 +98,13 @@ pub fn import(source: &Path, target: &Path, form: Option<&'static Family>) -> Re
         let problem = format!("it is a {from}, which has no token types to make a {to} of; import it as it is");
         return Err(ImportError::Form { folder: source.to_owned(), problem });
     }
-    let copied = encoder(&checkpoint, &config, family)?;
+    let copied = encoder_tensors(&checkpoint, &config, family)?;
     let mut used: Vec<String> = copied.iter().map(|(name, ..)| name.clone()).collect();
     let mut tensors: Vec<(String, Tensor)> = copied.into_iter().map(|(_, name, tensor)| (name, tensor)).collect();
-    if let Some(further) = folded {
-        check(source, &config, family)?;
+    if let Some(entries) = folded {
+        check_layer_norm_eps(source, &config, family)?;
         fold_token_types(&mut tensors)?;
-        json = folded_config(&json, &config, family, further);
+        json = folded_config(&json, &config, family, entries);
     } else if family.head.has_prefix {
         let (weight, bias) = (format!("{}.weight", family.head.dense), format!("{}.bias", family.head.dense));
         for (name, shape) in [(weight, vec![config.dim, config.dim]), (bias, vec![config.dim])] {
@@ -118,7 +120,7 @@ pub fn import(source: &Path, target: &Path, form: Option<&'static Family>) -> Re
     let unwritable = |source| ImportError::Write { folder: target.to_owned(), source };
     let written = write(&files, target, family, &json, &tensors).map_err(unwritable)?;
     let difference = largest_difference(&files, &ModelFiles::read(written.path())?)?;
-    if difference > ROUNDING {
+    if difference > MAX_ROUNDING_ERROR {
         let problem = match difference {
             f32::INFINITY => "its hidden states are no numbers: its weights hold NaN or infinity".to_owned(),
             difference => format!("its hidden states would differ by {difference:e}: please report this"),
@@ -126,18 +128,19 @@ pub fn import(source: &Path, target: &Path, form: Option<&'static Family>) -> Re
         return Err(ImportError::Form { folder: source.to_owned(), problem });
     }
     written.publish().map_err(unwritable)?;
-    let dropped = checkpoint.names_besides(&used);
+    let dropped = checkpoint.unused_names(&used);
     Ok(Imported { from, family, parameters, dropped, difference })
 }
 
-/// How far the hidden states of two encoders are apart, for two sequences without a token of type 1.
+/// Returns the largest absolute difference between the hidden states of two encoders, for two single texts.
 fn largest_difference(one: &ModelFiles, other: &ModelFiles) -> Result<f32, ImportError> {
     let (one, other) = (hidden_states(one)?, hidden_states(other)?);
     let differences = one.into_iter().zip(other).map(|(a, b)| (a - b).abs());
-    // What is no number is as far as can be.
+    // NaN counts as infinitely different.
     Ok(differences.fold(0.0, |most, d| if d.is_nan() { f32::INFINITY } else { most.max(d) }))
 }
 
+/// Computes the hidden states of two fixed sequences, flattened.
 fn hidden_states(files: &ModelFiles) -> Result<Vec<f32>, ImportError> {
     let config = ModelConfig::load(files)?;
     let checkpoint = Checkpoint::open(files, config.family)?;
@@ -151,8 +154,8 @@ fn hidden_states(files: &ModelFiles) -> Result<Vec<f32>, ImportError> {
     Ok(encoder.forward(&batch)?.flatten_all()?.to_vec1()?)
 }
 
-/// The tensors of an encoder, each with its canonical name and the name that another family has for it.
-fn encoder(
+/// Loads the tensors of an encoder, each with its canonical name and its name in the family `to`.
+fn encoder_tensors(
     checkpoint: &Checkpoint,
     config: &ModelConfig,
     to: &Family,
@@ -186,8 +189,8 @@ fn encoder(
     shapes.into_iter().map(read).collect()
 }
 
-/// Checks that the other family computes what this one does.
-fn check(source: &Path, config: &ModelConfig, to: &Family) -> Result<(), ImportError> {
+/// Returns an error if the other family has a fixed ε that differs from this model's.
+fn check_layer_norm_eps(source: &Path, config: &ModelConfig, to: &Family) -> Result<(), ImportError> {
     if to.layer_norm_eps.is_none() && (config.layer_norm_eps / 1e-12 - 1.0).abs() > 1e-6 {
         let problem = format!(
             "its layer_norm_eps is {:e}, and {}'s is always 1e-12; import it as it is",
@@ -198,20 +201,21 @@ fn check(source: &Path, config: &ModelConfig, to: &Family) -> Result<(), ImportE
     Ok(())
 }
 
-/// Adds the embedding of token type 0 to those of all positions.
+/// Removes the token types and adds the embedding of type 0 to all position embeddings.
 fn fold_token_types(tensors: &mut Vec<(String, Tensor)>) -> candle_core::Result<()> {
-    let Some(place) = tensors.iter().position(|(name, _)| name == TOKEN_TYPES) else { return Ok(()) };
-    let first = tensors.remove(place).1.get(0)?;
+    let Some(index) = tensors.iter().position(|(name, _)| name == TOKEN_TYPES) else { return Ok(()) };
+    let first = tensors.remove(index).1.get(0)?;
     for (_, positions) in tensors.iter_mut().filter(|(name, _)| name == POSITIONS) {
         *positions = positions.broadcast_add(&first)?;
     }
     Ok(())
 }
 
-fn folded_config(from: &Map<String, Value>, config: &ModelConfig, to: &Family, further: &str) -> Map<String, Value> {
+/// Returns the `config.json` of the converted encoder. `entries` are the family's additional ones.
+fn folded_config(from: &Map<String, Value>, config: &ModelConfig, to: &Family, entries: &str) -> Map<String, Value> {
     let or = |key: &str, default: Value| from.get(key).filter(|value| !value.is_null()).cloned().unwrap_or(default);
     let (old, new) = (config.family, &to.keys);
-    let mut json: Map<String, Value> = serde_json::from_str(further).expect("the entries of a family are JSON");
+    let mut json: Map<String, Value> = serde_json::from_str(entries).expect("the entries of a family are JSON");
     json.extend([
         ("model_type".into(), json!(to.model_type)),
         ("vocab_size".into(), json!(config.vocab_size)),
@@ -229,6 +233,7 @@ fn folded_config(from: &Map<String, Value>, config: &ModelConfig, to: &Family, f
     json
 }
 
+/// Writes the checkpoint to a temporary folder, to be published at `target`.
 fn write(
     source: &ModelFiles,
     target: &Path,
@@ -273,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_an_encoder_that_distilbert_does_not_compute() {
+    fn rejects_an_encoder_that_distilbert_cannot_express() {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/it/goldens/tiny-bert");
         let folder = tempfile::tempdir().unwrap();
         for entry in source.read_dir().unwrap().flatten() {

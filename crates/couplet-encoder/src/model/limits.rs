@@ -1,26 +1,26 @@
-//! What a tokenizer may ask for: a small file can stand for more time and memory than any text is worth.
+//! Limits of a tokenizer's settings: a small file can cause unbounded use of time and memory.
 //!
-//! | What | Why it has a limit |
+//! | Setting | Reason for the limit |
 //! |---|---|
-//! | bytes of a token, and of all added ones | each byte of an added token takes many in the automaton that looks for them |
-//! | `max_input_chars_per_word` | WordPiece takes a time that grows with its third power |
-//! | growth of a text by the normalizer | forty replacements of `a` by `aa` make a terabyte of it |
+//! | bytes of a token, and of all added tokens | the automaton for added tokens needs many bytes per byte of a token |
+//! | `max_input_chars_per_word` | the time of WordPiece grows with its third power |
+//! | growth of a text by the normalizer | forty replacements of `a` by `aa` turn one byte into a terabyte |
 
 use serde_json::Value;
 
-/// Bytes of a token; the longest of real vocabularies have less than 300.
-const MOST_TOKEN: usize = 1024;
+/// The most bytes of a token. The longest tokens of real vocabularies are below 300 bytes.
+const MAX_TOKEN_BYTES: usize = 1024;
 
-/// Bytes of all added tokens.
-const MOST_ADDED: usize = 1 << 20;
+/// The most bytes of all added tokens together.
+const MAX_ADDED_BYTES: usize = 1 << 20;
 
-/// Characters of a word that WordPiece looks at; BERT's are 100.
-const MOST_CHARS: u64 = 1000;
+/// The largest `max_input_chars_per_word`, in characters. BERT's is 100.
+const MAX_WORD_CHARS: u64 = 1000;
 
-/// Bytes that the normalizer may make of one; Unicode's own compatibility forms make 11 of one.
-const MOST_GROWTH: f64 = 256.0;
+/// The most bytes that the normalizer may produce per byte. The compatibility forms of Unicode produce up to 11.
+const MAX_GROWTH: f64 = 256.0;
 
-/// Refuses a `tokenizer.json` that would take time or memory beyond measure.
+/// Returns an error if a `tokenizer.json` exceeds a limit.
 pub(super) fn check(json: &Value) -> Result<(), String> {
     check_added(json["added_tokens"].as_array().into_iter().flatten().filter_map(content))?;
     match &json["model"]["vocab"] {
@@ -28,19 +28,19 @@ pub(super) fn check(json: &Value) -> Result<(), String> {
         Value::Array(vocab) => vocab.iter().filter_map(|entry| entry[0].as_str()).try_for_each(check_token)?,
         _ => {}
     }
-    if let Some(chars) = json["model"]["max_input_chars_per_word"].as_u64().filter(|chars| *chars > MOST_CHARS) {
-        return Err(format!("`model.max_input_chars_per_word` is {chars}, and at most {MOST_CHARS} are allowed"));
+    if let Some(chars) = json["model"]["max_input_chars_per_word"].as_u64().filter(|chars| *chars > MAX_WORD_CHARS) {
+        return Err(format!("`model.max_input_chars_per_word` is {chars}, and at most {MAX_WORD_CHARS} are allowed"));
     }
     let growth = growth(&json["normalizer"]);
-    if growth > MOST_GROWTH {
+    if growth > MAX_GROWTH {
         return Err(format!(
-            "its `normalizer` may make a text {growth:.0} times as long, and {MOST_GROWTH} times is the most"
+            "its `normalizer` may make a text {growth:.0} times as long, and {MAX_GROWTH} times is the most"
         ));
     }
     Ok(())
 }
 
-/// Refuses a `tokenizer_config.json` or `special_tokens_map.json` that adds tokens beyond measure.
+/// Returns an error if the tokens in a `tokenizer_config.json` or `special_tokens_map.json` exceed a limit.
 pub(super) fn check_settings(json: &Value) -> Result<(), String> {
     let named = json.as_object().into_iter().flatten().filter(|(key, _)| key.ends_with("_token"));
     let listed = ["added_tokens_decoder", "extra_special_tokens", "additional_special_tokens"];
@@ -51,43 +51,47 @@ pub(super) fn check_settings(json: &Value) -> Result<(), String> {
     check_added(named.map(|(_, token)| token).chain(listed).filter_map(content))
 }
 
-/// Refuses added tokens beyond measure.
+/// Returns an error if added tokens exceed a limit.
 pub(super) fn check_added<'t>(tokens: impl IntoIterator<Item = &'t str>) -> Result<(), String> {
     let mut bytes = 0;
     for token in tokens {
         check_token(token)?;
         bytes += token.len();
     }
-    if bytes > MOST_ADDED {
-        return Err(format!("its added tokens have {bytes} bytes, and at most {MOST_ADDED} are read"));
+    if bytes > MAX_ADDED_BYTES {
+        return Err(format!("its added tokens have {bytes} bytes, and at most {MAX_ADDED_BYTES} are read"));
     }
     Ok(())
 }
 
-/// The text of a token, which may have settings beside it.
+/// Returns the text of a token, which is a string or an object with `content`.
 fn content(token: &Value) -> Option<&str> {
     token.as_str().or_else(|| token["content"].as_str())
 }
 
-/// Refuses a `vocab.txt` with tokens beyond measure.
+/// Returns an error if a token in a `vocab.txt` exceeds the limit.
 pub(super) fn check_vocabulary(text: &[u8]) -> Result<(), String> {
-    match text.split(|byte| *byte == b'\n').enumerate().find(|(_, line)| line.len() > MOST_TOKEN) {
+    match text.split(|byte| *byte == b'\n').enumerate().find(|(_, line)| line.len() > MAX_TOKEN_BYTES) {
         Some((line, token)) => {
-            Err(format!("line {} has {} bytes, and a token at most {MOST_TOKEN}", line + 1, token.len()))
+            Err(format!("line {} has {} bytes, and a token at most {MAX_TOKEN_BYTES}", line + 1, token.len()))
         }
         None => Ok(()),
     }
 }
 
 fn check_token(token: &str) -> Result<(), String> {
-    if token.len() <= MOST_TOKEN {
+    if token.len() <= MAX_TOKEN_BYTES {
         return Ok(());
     }
     let start: String = token.chars().take(20).collect();
-    Err(format!("the token that begins with {start:?} has {} bytes, and at most {MOST_TOKEN} are allowed", token.len()))
+    Err(format!(
+        "the token that begins with {start:?} has {} bytes, and at most {MAX_TOKEN_BYTES} are allowed",
+        token.len()
+    ))
 }
 
-/// How many bytes a normalizer makes of one at most, Unicode's own forms aside, which add up to nothing.
+/// Returns the most bytes that a normalizer can produce per byte. Unicode normalization forms are ignored, because
+/// repeating them adds nothing.
 fn growth(normalizer: &Value) -> f64 {
     let bytes = |text: &Value| text.as_str().map_or(0, str::len) as f64;
     if let Some(all) = normalizer["normalizers"].as_array() {
@@ -98,7 +102,7 @@ fn growth(normalizer: &Value) -> f64 {
     }
     match normalizer["type"].as_str() {
         Some("Replace") => match &normalizer["pattern"]["String"] {
-            // It may match nothing, before each character.
+            // A regular expression can match the empty string before each character.
             Value::Null => 1.0 + bytes(&normalizer["content"]),
             pattern => (bytes(&normalizer["content"]) / bytes(pattern).max(1.0)).max(1.0),
         },
@@ -108,9 +112,10 @@ fn growth(normalizer: &Value) -> f64 {
     }
 }
 
-/// The longest text that one of sentencepiece's maps has for a character, in bytes.
+/// Returns the longest replacement in a precompiled character map of sentencepiece, in bytes.
 ///
-/// **Source**: `normalizer.cc` of sentencepiece: in base64, the length of a trie, the trie, and texts that end with 0.
+/// **Source**: `normalizer.cc` of sentencepiece. The map is base64: the length of a trie, the trie, and the
+/// replacements, each terminated by a zero byte.
 fn longest_output(map: &str) -> usize {
     let mut bytes = Vec::with_capacity(map.len() / 4 * 3);
     let (mut value, mut bits) = (0_u32, 0);
@@ -145,11 +150,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_real_tokenizers_have_is_within_the_limits() {
+    fn real_tokenizers_are_within_the_limits() {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/it/goldens/tiny-distilbert");
         let json: Value = serde_json::from_slice(&std::fs::read(path.join("tokenizer.json")).unwrap()).unwrap();
         check(&json).unwrap();
-        // XLM-R's, which multilingual sentence encoders have.
+        // The normalizer of XLM-R, used by multilingual sentence encoders.
         check(&json!({ "normalizer": { "type": "Sequence", "normalizers": [
             { "type": "NFKC" },
             { "type": "Replace", "pattern": { "Regex": " {2,}" }, "content": " " },
@@ -159,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_take_all_memory_is_refused() {
+    fn rejects_settings_that_exhaust_memory() {
         let replace = |content: &str| json!({ "type": "Replace", "pattern": { "String": "a" }, "content": content });
         let doubling: Vec<Value> = (0..40).map(|_| replace("aa")).collect();
         for (json, part) in [
@@ -188,7 +193,7 @@ mod tests {
         ] {
             assert!(check_settings(&settings).unwrap_err().contains("has 200000 bytes"), "{settings}");
         }
-        // Other texts may be long.
+        // Other settings may be long.
         check_settings(&json!({ "chat_template": long, "pad_token": null })).unwrap();
         assert!(
             check_vocabulary(&[b"[UNK]\n".as_slice(), &vec![b'x'; 200_000]].concat()).unwrap_err().contains("line 2")
@@ -197,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn the_texts_of_a_map_are_measured() {
+    fn measures_the_replacements_of_a_character_map() {
         // A trie of four bytes, then "ab", "cdefg" and "".
         let bytes = [&4_u32.to_le_bytes()[..], &[0; 4], b"ab\0cdefg\0"].concat();
         let digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";

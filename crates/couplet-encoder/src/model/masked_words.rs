@@ -10,7 +10,7 @@ use super::family::MaskedWordsNames;
 use super::source::Loader;
 use crate::ops::{Activation, LayerNorm, Linear};
 
-/// `[M, D] → [M, vocabulary]`
+/// The masked-LM head: `[M, D] → [M, V]`, with M masked tokens and V tokens in the vocabulary.
 #[derive(Debug)]
 pub struct MaskedWordsHead {
     transform: Linear,
@@ -23,7 +23,7 @@ impl MaskedWordsHead {
     /// Loads the weights.
     ///
     /// # Errors
-    /// A tensor that is missing or has another shape.
+    /// Returns an error if a tensor is missing or has another shape.
     pub fn load(loader: &Loader) -> Result<Self, LoadError> {
         let Loader { source, config, kernels } = *loader;
         let MaskedWordsNames { transform, norm, bias } = config.family.masked_words;
@@ -37,10 +37,10 @@ impl MaskedWordsHead {
         })
     }
 
-    /// Returns the logits, `(tokens, vocabulary)`, of hidden states, `(tokens, hidden size)`.
+    /// Computes the logits over the vocabulary: `[M, D] → [M, V]`.
     ///
     /// # Errors
-    /// An error of an operator.
+    /// Returns an error if an operator fails.
     pub fn forward(&self, hidden_states: &Tensor) -> candle_core::Result<Tensor> {
         let hidden = self.transform.forward_activated(hidden_states, self.activation)?;
         self.projector.forward(&self.norm.normalise(&hidden, self.transform.kernels())?)

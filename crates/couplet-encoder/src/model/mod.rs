@@ -1,4 +1,4 @@
-//! A sequence-classification checkpoint of the BERT family: from a Hugging Face folder to logits.
+//! Sequence-classification models of the BERT family: loads a Hugging Face folder and computes logits.
 
 mod archive;
 mod calibration;
@@ -35,7 +35,7 @@ pub use classifier::PackedBatch;
 pub use classifier::SequenceClassifier;
 pub use config::read_json;
 pub use config::{ModelConfig, Problem};
-pub use described::Described;
+pub use described::ModelDescription;
 pub use encoder::{Encoder, WORD_EMBEDDINGS};
 pub use error::LoadError;
 pub use family::{BERT, DISTILBERT, Family};
@@ -44,7 +44,7 @@ pub use folder::MODEL_FOLDER;
 pub use import::{ImportError, Imported, import};
 pub use outputs::ScoreActivation;
 pub use tokenizer::{Encoding, Tokenizer};
-pub use untrained::Makings;
+pub use untrained::UntrainedModel;
 
 use crate::ops::{Kernels, Precision};
 pub use checkpoint::Checkpoint;
@@ -53,49 +53,49 @@ pub use folder::{CHART, clear_head, copy_tokenizer, write_json};
 pub use head::Head;
 pub use masked_words::MaskedWordsHead;
 pub use outputs::SENTENCE_TRANSFORMERS;
-pub use source::{Loader, Source};
+pub use source::{Loader, WeightSource};
 pub use weights_file::{Data, Entry, write as write_weights};
 
 /// An encoder with its classification head and tokenizer.
 #[derive(Debug)]
 pub struct Model {
-    /// The folder it was loaded from.
+    /// The folder that the model was loaded from.
     pub folder: PathBuf,
-    /// Sizes and labels.
+    /// The sizes and labels.
     pub config: ModelConfig,
-    /// Text to token ids, as the checkpoint's folder defines it.
+    /// The tokenizer of the checkpoint.
     pub tokenizer: Tokenizer,
-    /// What makes its probabilities mean what they say, if the checkpoint has it.
+    /// The calibration of the probabilities, if the checkpoint has one.
     pub calibration: Option<Calibration>,
-    /// Names the weights, the tokenizer, the configuration and the calibration.
+    /// The fingerprint of the weights, the tokenizer, the configuration and the calibration.
     pub fingerprint: Fingerprint,
-    /// Trainable numbers in the checkpoint.
+    /// The number of parameters in the checkpoint.
     pub parameters: usize,
-    /// Size of the weights on disk, in bytes.
+    /// The size of the weight files in bytes.
     pub bytes: u64,
-    /// Where it runs.
+    /// The device of the weights.
     pub device: Device,
     classifier: Box<dyn SequenceClassifier>,
 }
 
 impl Model {
-    /// Loads a Hugging Face folder onto a device with the quickest kernels there are for it.
+    /// Loads the model in a Hugging Face folder onto a device, with the fastest f32 kernels for that device.
     ///
     /// # Errors
-    /// A folder or file that is missing, unreadable, inconsistent, or of a family that couplet does not run.
+    /// Returns an error if the folder or a file is missing or invalid, or if the family is not supported.
     pub fn load(folder: &Path, device: &Device) -> std::result::Result<Self, LoadError> {
         Self::load_with(folder, device, Kernels::for_device(device))
     }
 
-    /// Loads a Hugging Face folder with the given kernels.
+    /// Loads the model in a Hugging Face folder with the given kernels.
     ///
     /// # Errors
-    /// As [`Model::load`].
+    /// Returns the errors of [`Model::load`].
     pub fn load_with(folder: &Path, device: &Device, kernels: Kernels) -> std::result::Result<Self, LoadError> {
         Self::of_files_with(&ModelFiles::read(folder)?, device, kernels)
     }
 
-    /// Loads a Hugging Face folder in a precision; none where the device does not have it.
+    /// Loads the model in a Hugging Face folder in a precision, or returns `None` if the device does not support it.
     pub(crate) fn load_at(
         folder: &Path,
         device: &Device,
@@ -104,7 +104,7 @@ impl Model {
         Kernels::with_precision(device, precision).map(|kernels| Self::load_with(folder, device, kernels)).transpose()
     }
 
-    /// Loads a model from its files with the quickest kernels there are for the device.
+    /// Loads a model from its files with the fastest f32 kernels for the device.
     pub(crate) fn of_files(files: &ModelFiles, device: &Device) -> std::result::Result<Self, LoadError> {
         Self::of_files_with(files, device, Kernels::for_device(device))
     }
@@ -114,10 +114,11 @@ impl Model {
         let checkpoint = Checkpoint::open(files, config.family)?;
         let tokenizer = Tokenizer::load(files, &config)?;
         let outputs = checkpoint.classifier_outputs()?;
-        config.settle_outputs(files, outputs)?;
+        config.resolve_outputs(files, outputs)?;
         let loader = Loader { source: &(&checkpoint, device), config: &config, kernels };
         let classifier = classifier::load(&loader, outputs)?;
-        // Other probabilities, labels and scores are another model's. The first file says what one logit becomes.
+        // These files change probabilities, labels and scores, so they belong to the fingerprint. The first one sets
+        // the activation of a single logit.
         let others = [(outputs == 1).then_some(SENTENCE_TRANSFORMERS), Some(CALIBRATION_FILE)];
         let names = encoder_files(files, &tokenizer, &checkpoint).chain(others.into_iter().flatten());
         Ok(Self {
@@ -136,12 +137,13 @@ impl Model {
     /// Computes the logits of each sequence of a packed batch: `[T] → [B, L]` f32.
     ///
     /// # Errors
-    /// A failure of the device.
+    /// Returns an error if the device fails.
     pub fn forward(&self, batch: &PackedBatch) -> Result<Tensor> {
         self.classifier.forward(batch)
     }
 
-    /// Loads the classifier of the same files in another precision; none where the device does not have it.
+    /// Loads the classifier from the model's files in another precision. Returns `None` if the device does not support
+    /// the precision.
     pub(crate) fn classifier_at(
         &self,
         files: &ModelFiles,
@@ -158,14 +160,14 @@ impl Model {
         Self { classifier, ..self }
     }
 
-    /// The most tokens in a sequence: what the positions allow and the tokenizer asks for.
+    /// Returns the most tokens of a sequence: the smaller one of the limits of the encoder and the tokenizer.
     #[must_use]
     pub fn max_length(&self) -> usize {
         self.tokenizer.model_max_length.min(self.config.max_position_embeddings)
     }
 }
 
-/// The files that an encoder and its tokenizer were loaded from, in the order of the fingerprint.
+/// Returns the names of the files that an encoder and its tokenizer were loaded from, in the order of the fingerprint.
 fn encoder_files<'n>(
     files: &'n ModelFiles,
     tokenizer: &'n Tokenizer,

@@ -1,6 +1,6 @@
-//! What the logits of a checkpoint mean: their labels, or the score that its one logit becomes.
+//! The meaning of a checkpoint's logits: their labels, or the activation that turns a single logit into a score.
 //!
-//! **Source** of the score: `CrossEncoder` of sentence-transformers 6.2 (`get_default_activation_fn`,
+//! **Source** of the activation: `CrossEncoder` of sentence-transformers 6.2 (`get_default_activation_fn`,
 //! `_parse_model_config`) and the text-classification pipeline of transformers 5.24.
 
 use std::collections::HashSet;
@@ -14,12 +14,12 @@ use super::files::ModelFiles;
 
 pub use couplet_storage::hub::SENTENCE_TRANSFORMERS;
 
-/// Where `config.json` names the activation of the score: since sentence-transformers 4.0, and before.
+/// The keys of `config.json` for the activation of the score: since sentence-transformers 4.0, and before.
 const ACTIVATION_KEYS: [&str; 2] = ["sentence_transformers.activation_fn", "sbert_ce_default_activation_function"];
 
 const SIGMOID_CLASS: &str = "torch.nn.modules.activation.Sigmoid";
 
-/// Turns the one logit of a model into its score.
+/// The activation that turns the only logit of a model into its score.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ScoreActivation {
     /// The score is the logit.
@@ -29,10 +29,10 @@ pub enum ScoreActivation {
 }
 
 impl ScoreActivation {
-    /// The class by which `config.json` names that the score is the logit.
+    /// The PyTorch class of the identity, as `config.json` contains it.
     pub const IDENTITY_CLASS: &str = "torch.nn.modules.linear.Identity";
 
-    /// The score of a logit.
+    /// Returns the score of a logit.
     #[must_use]
     pub fn apply(self, logit: f32) -> f32 {
         match self {
@@ -41,7 +41,7 @@ impl ScoreActivation {
         }
     }
 
-    /// The name, in a word.
+    /// Returns the name: `identity` or `sigmoid`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -50,7 +50,7 @@ impl ScoreActivation {
         }
     }
 
-    /// The activation that a class of PyTorch computes, by its full name.
+    /// Returns the activation with the full name of a PyTorch class.
     fn of_class(class: &str) -> Option<Self> {
         match class {
             Self::IDENTITY_CLASS | "torch.nn.Identity" => Some(Self::Identity),
@@ -60,23 +60,27 @@ impl ScoreActivation {
     }
 }
 
-/// What `config.json` says of the logits. It is judged when it is known how many logits there are.
+/// The declarations of `config.json` about the logits. They are checked once the number of logits is known.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Stated {
-    /// A class that has another head than couplet's, where no other class is named.
+pub(super) struct DeclaredOutputs {
+    /// The declared class, if none of the declared classes has a supported head.
     class: Option<String>,
+    /// The declared number of labels.
     num_labels: Option<u64>,
     /// The key that names the activation of the score, and its value.
     activation: Option<(&'static str, Value)>,
 }
 
-impl Stated {
+impl DeclaredOutputs {
+    /// Reads the declarations of `config.json`.
     pub(super) fn read(keys: &Keys, family: &Family) -> Result<Self, LoadError> {
-        // A base encoder with a classifier is one of the class that reads both.
-        let ours = family.class("ForSequenceClassification");
-        let suits = |class: &&str| *class == ours || class.ends_with("Model") || class.ends_with("ForMaskedLM");
+        // A base encoder or masked-LM checkpoint can also have a classifier.
+        let expected = family.class("ForSequenceClassification");
+        let is_supported =
+            |class: &&str| *class == expected || class.ends_with("Model") || class.ends_with("ForMaskedLM");
         let classes = classes(keys);
-        let class = if classes.iter().any(suits) { None } else { classes.first().map(|class| (*class).to_owned()) };
+        let class =
+            if classes.iter().any(is_supported) { None } else { classes.first().map(|class| (*class).to_owned()) };
         let num_labels = match keys.json.get("num_labels") {
             None | Some(Value::Null) => None,
             Some(n) => Some(n.as_u64().ok_or_else(|| keys.error("num_labels", "a whole number"))?),
@@ -92,17 +96,17 @@ impl Stated {
 }
 
 impl ModelConfig {
-    /// Settles the task, the labels and the score by the number of logits that the classifier has.
+    /// Determines the problem, the labels and the activation of the score from the number of logits, `outputs`.
     ///
     /// # Errors
-    /// A class with another head, labels that do not fit, an unknown activation of the score.
-    pub(super) fn settle_outputs(&mut self, files: &ModelFiles, outputs: usize) -> Result<(), LoadError> {
+    /// Returns an error if the head is unsupported, the labels do not match `outputs`, or the activation is unknown.
+    pub(super) fn resolve_outputs(&mut self, files: &ModelFiles, outputs: usize) -> Result<(), LoadError> {
         let path = files.path(files.config());
-        let refuse = |key: &str, expected: String, found: String| {
+        let reject = |key: &str, expected: String, found: String| {
             Err(LoadError::Key { path: path.clone(), key: key.into(), expected, found })
         };
-        if let Some(class) = &self.stated.class {
-            return refuse(
+        if let Some(class) = &self.declared.class {
+            return reject(
                 "architectures",
                 format!("[\"{}\"]", self.family.class("ForSequenceClassification")),
                 format!("[{class:?}]"),
@@ -110,35 +114,35 @@ impl ModelConfig {
         }
         if self.problem == Problem::Regression && outputs != 1 {
             let expected = format!("a classification, as `classifier.weight` has {outputs} outputs");
-            return refuse("problem_type", expected, "\"regression\"".into());
+            return reject("problem_type", expected, "\"regression\"".into());
         }
         if !self.labels.is_empty() && self.labels.len() != outputs {
             let example = "such as {\"0\": \"no\", \"1\": \"yes\"}";
             let expected = format!("a name for each of the {outputs} outputs of `classifier.weight`, {example}");
-            return refuse("id2label", expected, format!("{} names", self.labels.len()));
+            return reject("id2label", expected, format!("{} names", self.labels.len()));
         }
         if self.labels.is_empty() {
-            if let Some(n) = self.stated.num_labels.filter(|n| *n != outputs as u64) {
+            if let Some(n) = self.declared.num_labels.filter(|n| *n != outputs as u64) {
                 let expected = format!("{outputs}, the number of outputs of `classifier.weight`");
-                return refuse("num_labels", expected, n.to_string());
+                return reject("num_labels", expected, n.to_string());
             }
             self.labels = (0..outputs).map(|output| format!("LABEL_{output}")).collect();
         }
-        if outputs == 1 { self.settle_score(files) } else { Ok(()) }
+        if outputs == 1 { self.resolve_score(files) } else { Ok(()) }
     }
 
-    /// Settles what the one logit becomes: what an activation says that is named, else what the problem type says.
-    fn settle_score(&mut self, files: &ModelFiles) -> Result<(), LoadError> {
-        let beside = match files.get(SENTENCE_TRANSFORMERS) {
+    /// Determines the activation of a single logit: the declared one, or the default of the problem type.
+    fn resolve_score(&mut self, files: &ModelFiles) -> Result<(), LoadError> {
+        let from_file = match files.get(SENTENCE_TRANSFORMERS) {
             Some(_) => read_json(files, SENTENCE_TRANSFORMERS)?.get("activation_fn").cloned(),
             None => None,
         };
-        let named = match (beside.filter(|class| !class.is_null()), &self.stated.activation) {
+        let declared = match (from_file.filter(|class| !class.is_null()), &self.declared.activation) {
             (Some(class), _) => Some((files.path(SENTENCE_TRANSFORMERS), "activation_fn", class)),
             (None, Some((key, class))) => Some((files.path(files.config()), *key, class.clone())),
             (None, None) => None,
         };
-        let named = named.map(|(path, key, class)| {
+        let declared = declared.map(|(path, key, class)| {
             class.as_str().and_then(ScoreActivation::of_class).ok_or_else(|| LoadError::Key {
                 path,
                 key: key.into(),
@@ -150,8 +154,9 @@ impl ModelConfig {
             Problem::Regression => ScoreActivation::Identity,
             Problem::SingleLabel | Problem::MultiLabel => ScoreActivation::Sigmoid,
         };
-        let score = named.transpose()?.unwrap_or(default);
-        // A label that a row has or has not keeps its name: its probability is the same sigmoid.
+        let score = declared.transpose()?.unwrap_or(default);
+        // A multi-label model with one label and a sigmoid keeps its label, because the score equals the label's
+        // probability.
         if self.problem != Problem::MultiLabel || score != ScoreActivation::Sigmoid {
             self.problem = Problem::Regression;
             self.score = score;
@@ -161,6 +166,7 @@ impl ModelConfig {
     }
 }
 
+/// Reads `problem_type`. The default is single-label classification.
 pub(super) fn problem(keys: &Keys) -> Result<Problem, LoadError> {
     match keys.json.get("problem_type") {
         None | Some(Value::Null) => Ok(Problem::SingleLabel),
@@ -176,7 +182,7 @@ pub(super) fn problem(keys: &Keys) -> Result<Problem, LoadError> {
     }
 }
 
-/// `id2label` as a list; empty where the key is missing.
+/// Reads `id2label` as a list. It is empty if the key is missing.
 pub(super) fn labels(keys: &Keys) -> Result<Vec<String>, LoadError> {
     let map = match keys.json.get("id2label") {
         None | Some(Value::Null) => return Ok(Vec::new()),
@@ -188,7 +194,7 @@ pub(super) fn labels(keys: &Keys) -> Result<Vec<String>, LoadError> {
         let found = map.get(&id.to_string());
         let wrong = |expected: String| Err(keys.error_about(&format!("id2label.{id}"), found, &expected));
         match found {
-            // Rows are counted, compared and written by the names.
+            // Names must be unique, because rows are counted, compared and written by label name.
             Some(Value::String(label)) if names.insert(label) => labels.push(label.clone()),
             Some(Value::String(_)) => return wrong("a name that no other label has".into()),
             _ => return wrong(format!("a label, as the {} ids must run from 0 without a gap", map.len())),

@@ -1,41 +1,44 @@
-//! What the instructions of a pickle would make, weighed before candle's interpreter follows them.
+//! Checks a pickle for excessive memory use and nesting before candle's interpreter runs it.
 //!
-//! An instruction that fetches a remembered object makes a copy of it, all that is in it included: forty of them in a
-//! chain, each of two bytes, stand for more than any memory holds. And objects in objects in objects are more than the
-//! stack holds when they are dropped. Both end the process, which no error can catch.
+//! In that interpreter, an opcode that fetches an object from the memo makes a deep copy. A chain of forty such
+//! opcodes, two bytes each, can exhaust any memory. Dropping deeply nested objects can overflow the stack. Both abort
+//! the process and cannot be caught as errors. The check executes the same opcodes, but tracks only the number and
+//! depth of objects.
 //!
-//! **Source**: `Lib/pickletools.py` of Python, `candle_core::pickle`, of which this is the shadow.
+//! **Source**: `Lib/pickletools.py` of Python, and `candle_core::pickle`, which this module mirrors.
 
 use std::collections::HashMap;
 
-/// The objects at most that may be made, copies included: a checkpoint takes less than a hundred for a tensor.
-const MOST: u64 = 1 << 21;
+/// The most objects that may be created, copies included. A checkpoint needs fewer than a hundred per tensor.
+const MAX_OBJECTS: u64 = 1 << 21;
 
-/// How deep objects may be nested: tensors are five deep.
-const DEEPEST: u32 = 100;
+/// The deepest nesting of objects. Tensors have five levels.
+const MAX_DEPTH: u32 = 100;
 
-/// Bytes of a text that weigh as much as an object.
-const TEXT: usize = 64;
+/// The number of bytes of a string that count as one object.
+const STRING_BYTES: usize = 64;
 
-/// An object: how many there are in it, with itself, and how deep.
+/// The cost of an object: the number of objects in it, itself included, and their depth.
 #[derive(Debug, Clone, Copy)]
-struct Weight {
+struct Cost {
     objects: u64,
     depth: u32,
+    /// True for the mark that starts a group of objects on the stack.
     is_mark: bool,
 }
 
-impl Weight {
+impl Cost {
+    /// Returns the cost of an object without members that holds a string of `bytes` bytes.
     fn of_text(bytes: usize) -> Self {
-        Self { objects: 1 + (bytes / TEXT) as u64, depth: 1, is_mark: false }
+        Self { objects: 1 + (bytes / STRING_BYTES) as u64, depth: 1, is_mark: false }
     }
 
-    /// An object that these are in.
-    fn around(parts: impl IntoIterator<Item = Self>) -> Self {
-        parts.into_iter().fold(Self::of_text(0), Self::with)
+    /// Returns the cost of a new object with these members.
+    fn containing(members: impl IntoIterator<Item = Self>) -> Self {
+        members.into_iter().fold(Self::of_text(0), Self::with)
     }
 
-    /// The object with another one in it.
+    /// Returns the cost of the object with one more member.
     fn with(self, part: Self) -> Self {
         Self {
             objects: self.objects.saturating_add(part.objects),
@@ -45,43 +48,46 @@ impl Weight {
     }
 }
 
-/// Refuses a pickle that would take too much memory. What is wrong with it otherwise, following it will tell.
+/// Returns an error if a pickle creates too many objects or nests them too deeply. Other errors are left to the
+/// interpreter.
 pub(super) fn check(pickle: &[u8]) -> Result<(), String> {
-    let mut shadow = Shadow { rest: pickle, stack: Vec::new(), memo: HashMap::new(), made: 0 };
-    // Where the shadow cannot go on, neither can the interpreter.
-    while shadow.step().is_some() {
-        if shadow.made > MOST {
-            return Err(format!("its pickle stands for more than {MOST} objects, which no checkpoint needs"));
+    let mut simulation = Simulation { rest: pickle, stack: Vec::new(), memo: HashMap::new(), created: 0 };
+    // An opcode that stops this simulation also stops the interpreter.
+    while simulation.step().is_some() {
+        if simulation.created > MAX_OBJECTS {
+            return Err(format!("its pickle stands for more than {MAX_OBJECTS} objects, which no checkpoint needs"));
         }
-        if shadow.stack.last().is_some_and(|top| top.depth > DEEPEST) {
-            return Err(format!("its pickle nests objects more than {DEEPEST} deep, which no checkpoint needs"));
+        if simulation.stack.last().is_some_and(|top| top.depth > MAX_DEPTH) {
+            return Err(format!("its pickle nests objects more than {MAX_DEPTH} deep, which no checkpoint needs"));
         }
     }
     Ok(())
 }
 
-struct Shadow<'p> {
+/// The state of the simulated interpreter.
+struct Simulation<'p> {
     rest: &'p [u8],
-    stack: Vec<Weight>,
-    memo: HashMap<u32, Weight>,
-    made: u64,
+    stack: Vec<Cost>,
+    memo: HashMap<u32, Cost>,
+    /// The number of objects created so far.
+    created: u64,
 }
 
-impl Shadow<'_> {
-    /// Follows one instruction; none at the end, or at what the interpreter would refuse.
+impl Simulation<'_> {
+    /// Executes one opcode. Returns `None` at the end, or at an opcode that the interpreter rejects.
     fn step(&mut self) -> Option<()> {
-        let instruction = self.bytes(1)?[0];
-        match instruction {
-            // The version.
+        let opcode = self.bytes(1)?[0];
+        match opcode {
+            // The protocol version.
             0x80 => {
                 self.bytes(1)?;
             }
             b'c' => {
                 let length = self.line()? + self.line()?;
-                self.push(Weight::of_text(length));
+                self.push(Cost::of_text(length));
             }
-            // Numbers of one, two, four and eight bytes, true, false, None, and what is empty, for which the interpreter
-            // takes `d` too.
+            // Numbers of one, two, four and eight bytes, true, false, None, and empty collections. The interpreter also
+            // treats `d` as an empty dictionary.
             b'K' => self.leaf(1)?,
             b'M' => self.leaf(2)?,
             b'J' => self.leaf(4)?,
@@ -94,12 +100,12 @@ impl Shadow<'_> {
             b'X' => {
                 let length = usize::try_from(self.number()?).ok()?;
                 self.bytes(length)?;
-                self.push(Weight::of_text(length));
+                self.push(Cost::of_text(length));
             }
-            b'(' => self.push(Weight { is_mark: true, ..Weight::of_text(0) }),
+            b'(' => self.push(Cost { is_mark: true, ..Cost::of_text(0) }),
             b't' => {
-                let parts = self.pop_mark()?;
-                self.push_around(parts);
+                let members = self.pop_mark()?;
+                self.push_containing(members);
             }
             b'Q' | 0x85 => self.wrap(1)?,
             0x86 | b'R' | b'b' | 0x81 => self.wrap(2)?,
@@ -107,100 +113,104 @@ impl Shadow<'_> {
             b'a' => self.insert(1)?,
             b's' => self.insert(2)?,
             b'e' | b'u' => {
-                let parts = self.pop_mark()?;
-                self.add(parts)?;
+                let members = self.pop_mark()?;
+                self.add(members)?;
             }
-            // Of one byte, or of four.
+            // Gets and puts of the memo, with an index of one byte or four bytes.
             b'h' | b'j' => {
-                let place = if instruction == b'h' { self.bytes(1)?[0].into() } else { self.number()? };
-                self.fetch(place)?;
+                let index = if opcode == b'h' { self.bytes(1)?[0].into() } else { self.number()? };
+                self.get(index)?;
             }
             b'q' | b'r' => {
-                let place = if instruction == b'q' { self.bytes(1)?[0].into() } else { self.number()? };
-                self.remember(place)?;
+                let index = if opcode == b'q' { self.bytes(1)?[0].into() } else { self.number()? };
+                self.put(index)?;
             }
-            // The end, and what is unknown.
+            // The end, or an unknown opcode.
             _ => return None,
         }
         Some(())
     }
 
+    /// Reads the next `n` bytes.
     fn bytes(&mut self, n: usize) -> Option<&[u8]> {
         let (bytes, rest) = self.rest.split_at_checked(n)?;
         self.rest = rest;
         Some(bytes)
     }
 
+    /// Reads a little-endian u32.
     fn number(&mut self) -> Option<u32> {
         Some(u32::from_le_bytes(*self.bytes(4)?.first_chunk()?))
     }
 
-    /// The bytes of a line; the last may be without an end.
+    /// Reads a line and returns its length in bytes. The last line may lack the line end.
     fn line(&mut self) -> Option<usize> {
         let length = self.rest.iter().position(|byte| *byte == b'\n').map_or(self.rest.len(), |end| end + 1);
         self.bytes(length).map(<[u8]>::len)
     }
 
-    /// An object without parts.
-    fn push(&mut self, weight: Weight) {
-        self.made = self.made.saturating_add(weight.objects);
-        self.stack.push(weight);
+    /// Pushes a new object without members.
+    fn push(&mut self, cost: Cost) {
+        self.created = self.created.saturating_add(cost.objects);
+        self.stack.push(cost);
     }
 
     /// Pushes a value without members that takes `bytes` bytes.
     fn leaf(&mut self, bytes: usize) -> Option<()> {
         self.bytes(bytes)?;
-        self.push(Weight::of_text(0));
+        self.push(Cost::of_text(0));
         Some(())
     }
 
-    /// An object around parts that are made already.
-    fn push_around(&mut self, parts: Vec<Weight>) {
-        self.made += 1;
-        self.stack.push(Weight::around(parts));
+    /// Pushes a new object with existing members.
+    fn push_containing(&mut self, members: Vec<Cost>) {
+        self.created += 1;
+        self.stack.push(Cost::containing(members));
     }
 
-    /// An object around the last `n`.
+    /// Replaces the top `n` objects by a new object that contains them.
     fn wrap(&mut self, n: usize) -> Option<()> {
         let at = self.stack.len().checked_sub(n)?;
-        let parts = self.stack.split_off(at);
-        self.push_around(parts);
+        let members = self.stack.split_off(at);
+        self.push_containing(members);
         Some(())
     }
 
-    /// The last `n` into the one before.
+    /// Adds the top `n` objects to the object below them.
     fn insert(&mut self, n: usize) -> Option<()> {
         let at = self.stack.len().checked_sub(n)?;
-        let parts = self.stack.split_off(at);
-        self.add(parts)
+        let members = self.stack.split_off(at);
+        self.add(members)
     }
 
-    fn add(&mut self, parts: Vec<Weight>) -> Option<()> {
+    /// Adds members to the top object.
+    fn add(&mut self, members: Vec<Cost>) -> Option<()> {
         let top = self.stack.last_mut()?;
-        *top = parts.into_iter().fold(*top, Weight::with);
+        *top = members.into_iter().fold(*top, Cost::with);
         Some(())
     }
 
-    fn pop_mark(&mut self) -> Option<Vec<Weight>> {
-        let mark = self.stack.iter().rposition(|weight| weight.is_mark)?;
-        let parts = self.stack.split_off(mark + 1);
+    /// Pops all objects above the last mark, and the mark.
+    fn pop_mark(&mut self) -> Option<Vec<Cost>> {
+        let mark = self.stack.iter().rposition(|cost| cost.is_mark)?;
+        let members = self.stack.split_off(mark + 1);
         self.stack.pop();
-        Some(parts)
+        Some(members)
     }
 
-    /// A copy of what is remembered.
-    fn fetch(&mut self, place: u32) -> Option<()> {
-        let weight = *self.memo.get(&place)?;
-        self.made = self.made.saturating_add(weight.objects);
-        self.stack.push(weight);
+    /// Pushes a copy of an object in the memo.
+    fn get(&mut self, index: u32) -> Option<()> {
+        let cost = *self.memo.get(&index)?;
+        self.created = self.created.saturating_add(cost.objects);
+        self.stack.push(cost);
         Some(())
     }
 
-    /// A copy of the last to be remembered.
-    fn remember(&mut self, place: u32) -> Option<()> {
-        let weight = *self.stack.last()?;
-        self.made = self.made.saturating_add(weight.objects);
-        self.memo.insert(place, weight);
+    /// Stores a copy of the top object in the memo.
+    fn put(&mut self, index: u32) -> Option<()> {
+        let cost = *self.stack.last()?;
+        self.created = self.created.saturating_add(cost.objects);
+        self.memo.insert(index, cost);
         Some(())
     }
 }
@@ -209,26 +219,26 @@ impl Shadow<'_> {
 mod tests {
     use super::*;
 
-    fn put(place: u8) -> [u8; 2] {
-        [b'q', place]
+    fn put(index: u8) -> [u8; 2] {
+        [b'q', index]
     }
 
     #[test]
-    fn what_copies_itself_is_refused() {
-        // A list, then forty times a tuple of two copies of what came before.
+    fn rejects_repeated_copies() {
+        // A list, then forty nested tuples, each of two copies of the previous object.
         let mut pickle = vec![0x80, 2, b']'];
         pickle.extend(put(0));
-        for place in 1..=40 {
-            pickle.extend([b'h', place - 1, b'h', place - 1, 0x86]);
-            pickle.extend(put(place));
+        for index in 1..=40 {
+            pickle.extend([b'h', index - 1, b'h', index - 1, 0x86]);
+            pickle.extend(put(index));
         }
         pickle.push(b'.');
         assert!(check(&pickle).unwrap_err().contains("more than 2097152 objects"));
-        // A long text, often.
+        // Many copies of a long string.
         let mut pickle = [b"\x80\x02X".as_slice(), &100_000u32.to_le_bytes(), &b"a".repeat(100_000), &put(0)].concat();
         pickle.extend(b"h\0".repeat(10_000));
         assert!(check(&pickle).is_err());
-        // A large list that is remembered again and again.
+        // A large list that is stored in the memo many times.
         let mut pickle = b"](".to_vec();
         pickle.extend(b"N".repeat(100_000));
         pickle.push(b'e');
@@ -237,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_nested_deeply_is_refused() {
+    fn rejects_deep_nesting() {
         let nested = |depth: usize| [b")".as_slice(), &b"\x85".repeat(depth), b"."].concat();
         assert!(check(&nested(90)).is_ok());
         assert!(check(&nested(1_000_000)).unwrap_err().contains("100 deep"));
@@ -249,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_pickle_is_left_to_the_interpreter() {
+    fn leaves_invalid_pickles_to_the_interpreter() {
         for pickle in [b"".as_slice(), b"\xff", b"a", b"t", b"h\x07", b"X\xff\xff\xff\xffabc", b"cposix", b"K"] {
             assert!(check(pickle).is_ok(), "{pickle:?}");
         }

@@ -1,7 +1,7 @@
-//! Tokens that the settings of a tokenizer add to its vocabulary, with the ids that `transformers` gives them.
+//! The tokens that a tokenizer's settings add to its vocabulary, with the same ids as in `transformers`.
 //!
-//! `added_tokens_decoder` of `tokenizer_config.json` lists all of them. Where it is missing, checkpoints of older versions
-//! have `special_tokens_map.json` and `added_tokens.json`, and `tokenizer.json` has tokens of its own.
+//! `added_tokens_decoder` in `tokenizer_config.json` lists all of them. Older checkpoints without it have
+//! `special_tokens_map.json` and `added_tokens.json`. In addition, `tokenizer.json` can contain added tokens.
 //!
 //! **Source**: transformers 5.24, `PreTrainedTokenizerBase._from_pretrained` and `TokenizersBackend.__init__`.
 
@@ -18,10 +18,10 @@ use super::limits;
 
 const DECODER: &str = "added_tokens_decoder";
 const EXTRA: &str = "extra_special_tokens";
-/// The name of [`EXTRA`] before transformers 5.
+/// The key of [`EXTRA`] before transformers 5.
 const ADDITIONAL: &str = "additional_special_tokens";
 
-/// Names of special tokens in the order in which they are added, and the defaults of BERT's tokenizer.
+/// The keys of the standard special tokens in the order of their addition, with the defaults of BERT's tokenizer.
 const NAMED: [(&str, Option<&str>); 7] = [
     ("bos_token", None),
     ("eos_token", None),
@@ -32,31 +32,31 @@ const NAMED: [(&str, Option<&str>); 7] = [
     ("mask_token", Some("[MASK]")),
 ];
 
-/// What the settings of a tokenizer say of added and special tokens.
+/// The added and special tokens in a tokenizer's settings.
 #[derive(Debug)]
 pub(super) struct SpecialTokens {
-    /// Special tokens by their usual names.
+    /// The standard special tokens by their keys.
     named: Vec<(String, AddedToken)>,
-    /// Special tokens of this tokenizer alone.
+    /// The special tokens without a standard key.
     extra: Vec<AddedToken>,
-    /// Added tokens by their ids.
+    /// The added tokens by their ids.
     added: BTreeMap<u32, AddedToken>,
     /// The file that lists the added tokens.
     added_in: PathBuf,
-    /// The files that were read besides `tokenizer_config.json`.
+    /// The names of the files that were read in addition to `tokenizer_config.json`.
     pub(super) files: Vec<&'static str>,
 }
 
 impl SpecialTokens {
-    /// Reads `tokenizer_config.json`, whose text is known, and the older files beside it.
+    /// Reads the tokens from the parsed `tokenizer_config.json` and from the files of older checkpoints.
     pub(super) fn read(folder: &ModelFiles, keys: &Keys) -> Result<Self, LoadError> {
-        let within = |path: &Path, checked: Result<(), String>| {
+        let check = |path: &Path, checked: Result<(), String>| {
             checked.map_err(|problem| LoadError::Unreadable { path: path.to_owned(), problem })
         };
-        within(keys.path, limits::check_settings(keys.json))?;
+        check(keys.path, limits::check_settings(keys.json))?;
         let mut settings = keys.json.as_object().cloned().unwrap_or_default();
         let mut files = Vec::new();
-        if !filled(&settings, EXTRA)
+        if !is_non_empty(&settings, EXTRA)
             && let Some(additional) = settings.remove(ADDITIONAL)
         {
             settings.insert(EXTRA.into(), additional);
@@ -65,15 +65,15 @@ impl SpecialTokens {
         let mut added_in = keys.path.to_owned();
         if let Some(decoder) = settings.get(DECODER).filter(|decoder| !decoder.is_null()) {
             for (id, token) in entries(keys, DECODER, decoder)? {
-                let place = id.parse().ok().zip(added_token(token, false));
-                let (id, token) = place.ok_or_else(|| keys.error(DECODER, "an object from ids to tokens"))?;
+                let entry = id.parse().ok().zip(added_token(token, false));
+                let (id, token) = entry.ok_or_else(|| keys.error(DECODER, "an object from ids to tokens"))?;
                 added.insert(id, token);
             }
         } else {
             let name = "special_tokens_map.json";
             if folder.get(name).is_some() {
                 let json = read_json(folder, name)?;
-                within(&folder.path(name), limits::check_settings(&json))?;
+                check(&folder.path(name), limits::check_settings(&json))?;
                 settings.extend(json.as_object().cloned().unwrap_or_default());
                 files.push(name);
             }
@@ -82,7 +82,7 @@ impl SpecialTokens {
                 let json = read_json(folder, name)?;
                 let path = folder.path(name);
                 let tokens = json.as_object().into_iter().flatten().map(|(token, _)| token.as_str());
-                within(&path, limits::check_added(tokens))?;
+                check(&path, limits::check_added(tokens))?;
                 let named = named_tokens(keys, &settings)?;
                 let extra = extra_tokens(keys, &settings)?;
                 for (token, id) in json.as_object().into_iter().flatten() {
@@ -109,21 +109,21 @@ impl SpecialTokens {
                 *token = listed.clone();
             }
         }
-        let (named, own): (Vec<_>, Vec<_>) =
+        let (named, custom): (Vec<_>, Vec<_>) =
             named.into_iter().partition(|(key, _)| NAMED.iter().any(|(name, _)| name == key));
-        let own = own.into_iter().map(|(_, token)| AddedToken { special: true, ..token });
-        let extra = own.chain(extra_tokens(keys, &settings)?).collect();
+        let custom = custom.into_iter().map(|(_, token)| AddedToken { special: true, ..token });
+        let extra = custom.chain(extra_tokens(keys, &settings)?).collect();
         Ok(Self { named, extra, added, added_in, files })
     }
 
-    /// The content of a named token, by default BERT's.
+    /// Returns the text of a standard special token. The default is that of BERT's tokenizer.
     pub(super) fn content(&self, name: &str) -> &str {
         let named = self.named.iter().find(|(key, _)| key == name).map(|(_, token)| token.content.as_str());
         let default = || NAMED.iter().find(|(key, _)| *key == name).and_then(|(_, default)| *default);
         named.or_else(default).unwrap_or_default()
     }
 
-    /// The first of the tokens that BERT needs which neither the vocabulary nor the settings have.
+    /// Returns the first special token of BERT that is missing in both the vocabulary and the settings.
     pub(super) fn missing<'s>(&'s self, tokenizer: &Tokenizer) -> Option<&'s str> {
         let is_known = |content: &str| {
             tokenizer.token_to_id(content).is_some() || self.added.values().any(|token| token.content == content)
@@ -134,9 +134,9 @@ impl SpecialTokens {
             .find(|content| !is_known(content))
     }
 
-    /// Adds what the tokenizer does not have yet; `defaults` are BERT's names too.
+    /// Adds the tokens that the tokenizer does not have yet, and BERT's default tokens if `defaults` is true.
     pub(super) fn add_to(&self, tokenizer: &mut Tokenizer, defaults: bool) -> Result<(), LoadError> {
-        let there: HashMap<String, AddedToken> =
+        let existing: HashMap<String, AddedToken> =
             tokenizer.get_added_tokens_decoder().into_values().map(|token| (token.content.clone(), token)).collect();
         let mut named: Vec<AddedToken> = self.named.iter().map(|(_, token)| token.clone()).collect();
         if defaults {
@@ -144,15 +144,15 @@ impl SpecialTokens {
             named.extend(unnamed.filter_map(|(_, default)| Some(AddedToken::from((*default)?, true))));
         }
         let mut added: Vec<AddedToken> =
-            self.added.values().filter(|token| there.get(&token.content) != Some(*token)).cloned().collect();
+            self.added.values().filter(|token| existing.get(&token.content) != Some(*token)).cloned().collect();
         for token in &mut added {
             token.special |= named.iter().any(|named| named.content == token.content);
         }
         let specials = named.into_iter().map(|token| AddedToken { special: true, ..token });
-        // A name without an embedding, such as a mask that a classifier never had, stays a word like any other.
+        // A special token without an embedding, such as a mask token in a classifier, is treated as ordinary text.
         let specials = specials.filter(|token| tokenizer.token_to_id(&token.content).is_some());
         for token in specials.chain(self.extra.iter().cloned()) {
-            if !there.contains_key(&token.content) && !added.iter().any(|added| added.content == token.content) {
+            if !existing.contains_key(&token.content) && !added.iter().any(|added| added.content == token.content) {
                 added.push(token);
             }
         }
@@ -171,8 +171,8 @@ impl SpecialTokens {
     }
 }
 
-/// Whether there is a list or an object with something in it.
-fn filled(settings: &Map<String, Value>, key: &str) -> bool {
+/// Returns true if the key has a non-empty list or object.
+fn is_non_empty(settings: &Map<String, Value>, key: &str) -> bool {
     match settings.get(key) {
         Some(Value::Array(tokens)) => !tokens.is_empty(),
         Some(Value::Object(tokens)) => !tokens.is_empty(),
@@ -180,7 +180,7 @@ fn filled(settings: &Map<String, Value>, key: &str) -> bool {
     }
 }
 
-/// Special tokens that have a name: the usual ones, then those of this tokenizer alone.
+/// Returns the special tokens that have a key: the standard ones, then the others.
 fn named_tokens(keys: &Keys, settings: &Map<String, Value>) -> Result<Vec<(String, AddedToken)>, LoadError> {
     let mut named = Vec::new();
     for (name, _) in NAMED {
@@ -190,24 +190,25 @@ fn named_tokens(keys: &Keys, settings: &Map<String, Value>) -> Result<Vec<(Strin
             named.push((name.to_owned(), token));
         }
     }
-    let own = settings.iter().filter(|(key, value)| {
-        let is_usual = NAMED.iter().any(|(name, _)| name == key);
-        key.ends_with("_token") && !is_usual && (value.is_string() || value["__type"] == "AddedToken")
+    let custom = settings.iter().filter(|(key, value)| {
+        let is_standard = NAMED.iter().any(|(name, _)| name == key);
+        key.ends_with("_token") && !is_standard && (value.is_string() || value["__type"] == "AddedToken")
     });
     let extra = settings.get(EXTRA).and_then(Value::as_object);
-    for (name, value) in own.chain(extra.into_iter().flatten()) {
+    for (name, value) in custom.chain(extra.into_iter().flatten()) {
         named.extend(added_token(value, true).map(|token| (name.clone(), token)));
     }
     Ok(named)
 }
 
-/// Special tokens of a list.
+/// Returns the special tokens of a list without keys.
 fn extra_tokens(keys: &Keys, settings: &Map<String, Value>) -> Result<Vec<AddedToken>, LoadError> {
     let Some(Value::Array(tokens)) = settings.get(EXTRA) else { return Ok(Vec::new()) };
     let tokens: Option<Vec<AddedToken>> = tokens.iter().map(|token| added_token(token, true)).collect();
     tokens.ok_or_else(|| keys.error(EXTRA, "a list of tokens"))
 }
 
+/// Returns the entries of an object, or an error that names the key.
 fn entries<'j>(
     keys: &Keys,
     key: &str,
@@ -216,7 +217,7 @@ fn entries<'j>(
     value.as_object().map(|map| map.iter()).ok_or_else(|| keys.error(key, "an object from ids to tokens"))
 }
 
-/// A token from its JSON: a text, or an object with `content`, which is not empty.
+/// Parses a token: a string, or an object with `content`. Returns `None` if the text is missing or empty.
 fn added_token(value: &Value, special: bool) -> Option<AddedToken> {
     if let Some(content) = value.as_str() {
         return Some(AddedToken::from(content, special)).filter(|_| !content.is_empty());

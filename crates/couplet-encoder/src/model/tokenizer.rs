@@ -1,4 +1,4 @@
-//! Text to token ids, as Hugging Face's tokenizers do it.
+//! The tokenizer: text to token ids, compatible with Hugging Face's tokenizers.
 
 use std::sync::Arc;
 
@@ -17,45 +17,47 @@ use super::files::ModelFiles;
 use super::limits;
 use super::special_tokens::SpecialTokens;
 
-/// The settings of a tokenizer.
+/// The file with the settings of a tokenizer.
 const SETTINGS: &str = "tokenizer_config.json";
 
-/// Rows that an encoder may have more than its tokenizer has tokens: embeddings are padded to round numbers.
-const MOST_UNUSED: usize = 256;
+/// The most embedding rows without a token that are normal: the number of rows is often rounded up.
+const MAX_UNUSED_ROWS: usize = 256;
 
-/// A sequence as the encoder reads it.
+/// A tokenized text or pair: the input of the encoder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Encoding {
-    /// `[CLS] text [SEP]` or `[CLS] text [SEP] text_pair [SEP]`.
+    /// The token ids, `[T]`: `[CLS] text [SEP]` or `[CLS] text [SEP] text_pair [SEP]`.
     pub input_ids: Vec<u32>,
-    /// 1 for the second text and its `[SEP]`; 0 everywhere where the tokenizer gives a model no token types.
+    /// The token types, `[T]`: 1 for the second text and its `[SEP]`, otherwise 0. All 0 if the tokenizer does not
+    /// output token types.
     pub token_type_ids: Vec<u32>,
-    /// Whether tokens were cut off.
+    /// True if the sequence was truncated.
     pub truncated: bool,
 }
 
-/// A checkpoint's tokenizer, without truncation and padding until [`Tokenizer::with_max_length`].
+/// The tokenizer of a checkpoint. It never pads, and truncates only after [`Tokenizer::with_max_length`].
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    /// The names of the files it was read from.
+    /// The names of the files that it was read from.
     pub(super) files: Vec<&'static str>,
-    /// The longest sequence that `tokenizer_config.json` allows, in tokens.
+    /// The most tokens of a sequence by `tokenizer_config.json`; `usize::MAX` without a limit.
     pub model_max_length: usize,
     truncation: TruncationDirection,
-    /// The token that stands for a hidden word.
+    /// The mask token, such as `[MASK]`.
     pub mask_token: String,
-    /// Whether the model is given the token types.
+    /// True if the tokenizer outputs token types.
     has_types: bool,
-    /// The tokenizer before [`Tokenizer::with_max_length`], and the tokens that `max_length` leaves for a pair's texts.
-    uncut: Option<(Arc<tokenizers::Tokenizer>, usize)>,
+    /// After [`Tokenizer::with_max_length`], the tokenizer without truncation, and the number of tokens that
+    /// `max_length` leaves for the texts of a pair.
+    untruncated: Option<(Arc<tokenizers::Tokenizer>, usize)>,
 }
 
 impl Tokenizer {
-    /// Reads a folder's tokenizer, which may know no token that the encoder does not.
+    /// Loads the tokenizer of a model and checks it against the encoder's vocabulary and token types.
     ///
     /// # Errors
-    /// Files that are missing, unreadable or inconsistent.
+    /// Returns an error if files are missing, invalid or inconsistent.
     pub fn load(folder: &ModelFiles, config: &ModelConfig) -> Result<Self, LoadError> {
         let mut files = Vec::new();
         let settings = if folder.get(SETTINGS).is_some() {
@@ -76,15 +78,15 @@ impl Tokenizer {
         let special = SpecialTokens::read(folder, &keys)?;
         files.extend(special.files.iter().copied());
         let (name, inner) = match (folder.get(json), folder.get(vocab)) {
-            (Some(bytes), _) => (json, tokenizer_of(bytes)),
+            (Some(bytes), _) => (json, parse_tokenizer_json(bytes)),
             (None, bytes) => (vocab, word_piece(bytes.map_or(&[], |bytes| &**bytes), &special, normalizer)),
         };
         let path = folder.path(name);
         let unreadable = |problem: String| LoadError::Unreadable { path: path.clone(), problem };
         let mut inner = inner.map_err(|e| unreadable(e.to_string()))?;
-        let written = inner.get_truncation().map_or(TruncationDirection::Right, |truncation| truncation.direction);
+        let default = inner.get_truncation().map_or(TruncationDirection::Right, |truncation| truncation.direction);
         let truncation = match settings.get("truncation_side").map(Value::as_str) {
-            None => written,
+            None => default,
             Some(Some("right")) => TruncationDirection::Right,
             Some(Some("left")) => TruncationDirection::Left,
             Some(_) => return Err(keys.error("truncation_side", "\"left\" or \"right\"")),
@@ -93,7 +95,7 @@ impl Tokenizer {
         if let Some(normalizer) = overridden_normalizer(&inner, class, normalizer) {
             inner.with_normalizer(Some(normalizer)).map_err(|e| unreadable(e.to_string()))?;
         }
-        special.add_to(&mut inner, class != Class::AsWritten)?;
+        special.add_to(&mut inner, class != Class::Generic)?;
         if name == vocab {
             let template = template(&inner, &special).map_err(|e| unreadable(e.to_string()))?;
             inner.with_post_processor(Some(template));
@@ -106,13 +108,13 @@ impl Tokenizer {
                 config.vocab_size
             )));
         }
-        // A post-processor puts special tokens by their ids, which need not be in the vocabulary.
-        let framed = [inner.encode_fast("", true), inner.encode_fast(("", ""), true)];
-        let framed = framed
+        // A post-processor adds special tokens by id. These ids may be missing from the vocabulary.
+        let added = [inner.encode_fast("", true), inner.encode_fast(("", ""), true)];
+        let added = added
             .iter()
             .flatten()
             .flat_map(|encoding| encoding.get_tokens().iter().cloned().zip(encoding.get_ids().iter().copied()));
-        if let Some((token, id)) = inner.get_vocab(true).into_iter().chain(framed).max_by_key(|(_, id)| *id)
+        if let Some((token, id)) = inner.get_vocab(true).into_iter().chain(added).max_by_key(|(_, id)| *id)
             && id as usize >= config.vocab_size
         {
             return Err(unreadable(format!(
@@ -120,7 +122,7 @@ impl Tokenizer {
                 config.vocab_size
             )));
         }
-        if name == vocab && size + MOST_UNUSED < config.vocab_size {
+        if name == vocab && size + MAX_UNUSED_ROWS < config.vocab_size {
             tracing::warn!(
                 "{}: it has {size} tokens and the encoder knows {} (`vocab_size` of config.json): words that are not in it \
                  are read as unknown; was it cut off, or is it another model's?",
@@ -131,7 +133,7 @@ impl Tokenizer {
         let has_types = has_token_types(&keys, class);
         check_token_types(folder, &inner, has_types, config)?;
         files.push(name);
-        // Absent, or 1e30 where there is no limit.
+        // Without a limit, the key is missing or 1e30.
         let limit = ["model_max_length", "max_len"].into_iter().find_map(|key| settings.get(key));
         let model_max_length = limit.and_then(Value::as_u64).unwrap_or(u64::MAX);
         Ok(Self {
@@ -141,14 +143,15 @@ impl Tokenizer {
             truncation,
             mask_token: special.content("mask_token").to_owned(),
             has_types,
-            uncut: None,
+            untruncated: None,
         })
     }
 
-    /// Cuts sequences to `max_length` tokens, special tokens included, always from the longer text.
+    /// Returns a tokenizer that truncates sequences to `max_length` tokens, special tokens included. Tokens are removed
+    /// from the longer text of a pair first.
     ///
     /// # Errors
-    /// A length that leaves no room for the special tokens.
+    /// Returns an error if `max_length` leaves no room for the special tokens.
     pub fn with_max_length(&self, max_length: usize) -> Result<Self, String> {
         let special = self.inner.get_post_processor().map_or(0, |p| p.added_tokens(true));
         if max_length < special.max(1) {
@@ -161,7 +164,7 @@ impl Tokenizer {
             stride: 0,
             direction: self.truncation,
         };
-        tokenizer.uncut = Some((Arc::new(tokenizer.inner.clone()), max_length - special));
+        tokenizer.untruncated = Some((Arc::new(tokenizer.inner.clone()), max_length - special));
         tokenizer.inner.with_truncation(Some(truncation)).map_err(|e| e.to_string())?;
         Ok(tokenizer)
     }
@@ -169,11 +172,11 @@ impl Tokenizer {
     /// Encodes a text or a pair.
     ///
     /// # Errors
-    /// A text that the tokenizer's rules cannot encode.
+    /// Returns an error if the tokenizer cannot encode the text, or if the result has no tokens.
     pub fn encode(&self, text: &str, text_pair: Option<&str>) -> Result<Encoding, String> {
         let encoded = match text_pair {
             Some(pair) => self.encode_pair(text, pair),
-            None => self.inner.encode_fast(text, true).map(cut_short),
+            None => self.inner.encode_fast(text, true).map(drop_overflow),
         };
         let (encoding, truncated) = encoded.map_err(|e| e.to_string())?;
         if encoding.is_empty() {
@@ -184,9 +187,9 @@ impl Tokenizer {
         Ok(Encoding { input_ids, token_type_ids, truncated })
     }
 
-    /// The tokens of a text or a pair before anything is cut off, special tokens included.
-    pub(crate) fn uncut_length(&self, text: &str, text_pair: Option<&str>) -> Option<usize> {
-        let tokenizer = self.uncut.as_ref().map_or(&self.inner, |(uncut, _)| uncut.as_ref());
+    /// Returns the number of tokens of a text or a pair before truncation, special tokens included.
+    pub(crate) fn untruncated_length(&self, text: &str, text_pair: Option<&str>) -> Option<usize> {
+        let tokenizer = self.untruncated.as_ref().map_or(&self.inner, |(untruncated, _)| untruncated.as_ref());
         let encoding = match text_pair {
             Some(pair) => tokenizer.encode_fast((text, pair), true),
             None => tokenizer.encode_fast(text, true),
@@ -194,60 +197,61 @@ impl Tokenizer {
         Some(encoding.ok()?.len())
     }
 
-    /// Encodes a pair, and tells whether tokens were cut off.
+    /// Encodes a pair and returns true if it was truncated.
     ///
-    /// Each text is read by itself: `tokenizers` keeps what it cuts off, and would make a pair of each piece of the one
-    /// text and each of the other; of two long texts, millions.
+    /// Each text is encoded separately: `tokenizers` keeps the truncated parts, and would create a pair of each part of
+    /// one text with each part of the other, which are millions for two long texts.
     fn encode_pair(&self, text: &str, pair: &str) -> tokenizers::Result<(tokenizers::Encoding, bool)> {
-        let (Some((uncut, room)), Some(truncation)) = (&self.uncut, self.inner.get_truncation()) else {
-            return self.inner.encode_fast((text, pair), true).map(cut_short);
+        let (Some((untruncated, room)), Some(truncation)) = (&self.untruncated, self.inner.get_truncation()) else {
+            return self.inner.encode_fast((text, pair), true).map(drop_overflow);
         };
-        let read = |tokenizer: &tokenizers::Tokenizer, text| tokenizer.encode_fast(text, false).map(cut_short);
-        let ((mut first, first_cut), (mut second, second_cut)) = (read(&self.inner, text)?, read(&self.inner, pair)?);
-        let truncated = first_cut || second_cut || first.len() + second.len() > *room;
-        // A text is read up to `max_length` tokens. Which of two such texts was the longer one, and so which gets the odd
-        // token, can then no longer be told: both are read to their ends.
+        let encode = |tokenizer: &tokenizers::Tokenizer, text| tokenizer.encode_fast(text, false).map(drop_overflow);
+        let ((mut first, first_truncated), (mut second, second_truncated)) =
+            (encode(&self.inner, text)?, encode(&self.inner, pair)?);
+        let truncated = first_truncated || second_truncated || first.len() + second.len() > *room;
+        // Texts are encoded up to `max_length` tokens. If both are longer, it is unknown which one is the longest and
+        // gets the odd token. In that case, both are encoded without truncation.
         let longest = first.len().max(second.len());
         if longest >= truncation.max_length && room % 2 == 1 && first.len().min(second.len()) > room / 2 {
-            ((first, _), (second, _)) = (read(uncut, text)?, read(uncut, pair)?);
+            ((first, _), (second, _)) = (encode(untruncated, text)?, encode(untruncated, pair)?);
         }
         let truncation = TruncationParams { max_length: *room, ..truncation.clone() };
         let (mut first, mut second) = truncate_encodings(first, Some(second), &truncation)?;
         std::iter::once(&mut first).chain(&mut second).for_each(|encoding| drop(encoding.take_overflowing()));
-        Ok((uncut.post_process(first, second, true)?, truncated))
+        Ok((untruncated.post_process(first, second, true)?, truncated))
     }
 
-    /// The tokenizer itself, without truncation unless [`Tokenizer::with_max_length`] made it.
+    /// Returns the underlying tokenizer, which truncates only after [`Tokenizer::with_max_length`].
     pub fn inner(&self) -> &tokenizers::Tokenizer {
         &self.inner
     }
 
-    /// Word pieces that the tokenizer knows.
+    /// Returns the number of tokens in the vocabulary, added tokens included.
     #[must_use]
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
 }
 
-/// An encoding without what was cut off it, and whether anything was.
-fn cut_short(mut encoding: tokenizers::Encoding) -> (tokenizers::Encoding, bool) {
+/// Drops the truncated parts of an encoding and returns true if there were any.
+fn drop_overflow(mut encoding: tokenizers::Encoding) -> (tokenizers::Encoding, bool) {
     let truncated = !encoding.take_overflowing().is_empty();
     (encoding, truncated)
 }
 
-/// What `transformers` makes of the files of a tokenizer, by its class.
+/// The class of a tokenizer in `transformers`, which determines how its files are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Class {
     /// BERT's WordPiece, with token types.
     Bert,
     /// BERT's WordPiece, without token types.
     DistilBert,
-    /// `tokenizer.json` as it is, without token types unless its settings ask for them.
-    AsWritten,
+    /// `tokenizer.json` unchanged, without token types unless its settings enable them.
+    Generic,
 }
 
 impl Class {
-    /// The class by `tokenizer_config.json`, else by `config.json`, else BERT's.
+    /// Reads the class from `tokenizer_config.json` or `config.json`. The default is BERT's.
     fn of(files: &ModelFiles, keys: &Keys, config: &ModelConfig) -> Result<Self, LoadError> {
         let in_settings = keys.json.get("tokenizer_class").and_then(Value::as_str);
         let (path, name) = match (in_settings, &config.tokenizer_class) {
@@ -258,7 +262,7 @@ impl Class {
         match name.strip_suffix("Fast").unwrap_or(name) {
             "BertTokenizer" => Ok(Self::Bert),
             "DistilBertTokenizer" => Ok(Self::DistilBert),
-            "PreTrainedTokenizer" | "TokenizersBackend" if files.get("tokenizer.json").is_some() => Ok(Self::AsWritten),
+            "PreTrainedTokenizer" | "TokenizersBackend" if files.get("tokenizer.json").is_some() => Ok(Self::Generic),
             _ => Err(LoadError::Key {
                 path,
                 key: "tokenizer_class".into(),
@@ -271,7 +275,7 @@ impl Class {
     }
 }
 
-/// Whether `transformers` gives a model the token types: where `model_input_names` has them, else where the class has.
+/// Returns true if the tokenizer outputs token types, by `model_input_names` or else by its class.
 fn has_token_types(keys: &Keys, class: Class) -> bool {
     match keys.json.get("model_input_names").and_then(Value::as_array) {
         Some(names) => names.iter().any(|name| name == "token_type_ids"),
@@ -279,14 +283,14 @@ fn has_token_types(keys: &Keys, class: Class) -> bool {
     }
 }
 
-/// Makes sure that the encoder knows the token types of a pair.
+/// Returns an error if the encoder has no embedding for a token type of a pair.
 fn check_token_types(
     files: &ModelFiles,
     tokenizer: &tokenizers::Tokenizer,
     has_types: bool,
     config: &ModelConfig,
 ) -> Result<(), LoadError> {
-    // DistilBERT reads none.
+    // DistilBERT has no token types.
     if !has_types || config.type_vocab_size == 0 {
         return Ok(());
     }
@@ -306,22 +310,23 @@ fn check_token_types(
     }
 }
 
-/// The normalizer that `transformers` puts in the place of the one in `tokenizer.json`.
+/// Returns the normalizer with which `transformers` replaces the one in `tokenizer.json`, if any.
 ///
-/// Its BERT tokenizers go by `tokenizer_config.json`, and by their own defaults where it is silent.
+/// The BERT tokenizers of `transformers` use `tokenizer_config.json`, and their own defaults for missing keys.
 fn overridden_normalizer(
     tokenizer: &tokenizers::Tokenizer,
     class: Class,
     mut configured: BertNormalizer,
 ) -> Option<BertNormalizer> {
-    let Some(NormalizerWrapper::BertNormalizer(written)) = tokenizer.get_normalizer() else { return None };
-    if class == Class::AsWritten {
+    let Some(NormalizerWrapper::BertNormalizer(original)) = tokenizer.get_normalizer() else { return None };
+    if class == Class::Generic {
         return None;
     }
-    configured.clean_text = written.clean_text;
+    configured.clean_text = original.clean_text;
     Some(configured)
 }
 
+/// Returns BERT's normalizer with the settings of `tokenizer_config.json`.
 fn bert_normalizer(settings: &Keys) -> Result<BertNormalizer, LoadError> {
     Ok(BertNormalizer::new(
         true,
@@ -331,17 +336,18 @@ fn bert_normalizer(settings: &Keys) -> Result<BertNormalizer, LoadError> {
     ))
 }
 
-/// Reads a `tokenizer.json`.
-fn tokenizer_of(bytes: &[u8]) -> tokenizers::Result<tokenizers::Tokenizer> {
-    // The library panics where the JSON breaks inside the decoder (decoders/mod.rs, `expect("Helper")`).
+/// Parses a `tokenizer.json`, after checking its limits.
+fn parse_tokenizer_json(bytes: &[u8]) -> tokenizers::Result<tokenizers::Tokenizer> {
+    // The JSON is parsed first, because the library panics if it is invalid inside the decoder (decoders/mod.rs,
+    // `expect("Helper")`).
     limits::check(&serde_json::from_slice(bytes)?)?;
     let tokenizer = tokenizers::Tokenizer::from_bytes(bytes)?;
     tokenizer.get_post_processor().map_or(Ok(()), check_templates)?;
     Ok(tokenizer)
 }
 
-/// Makes sure that templates use what there is: the library looks no further when it reads them, and panics at the first
-/// text (processors/template.rs, `apply_template`).
+/// Returns an error if a template refers to a missing token or text. The library does not check this, and panics at the
+/// first text (processors/template.rs, `apply_template`).
 fn check_templates(processor: &PostProcessorWrapper) -> tokenizers::Result<()> {
     match processor {
         PostProcessorWrapper::Sequence(processors) => processors.as_ref().iter().try_for_each(check_templates),
@@ -354,7 +360,7 @@ fn check_templates(processor: &PostProcessorWrapper) -> tokenizers::Result<()> {
 }
 
 fn check_template(name: &str, template: &Template, templates: &TemplateProcessing) -> tokenizers::Result<()> {
-    // Pieces are private to the library but for their JSON.
+    // The pieces of a template are private and accessible only as JSON.
     let pieces = serde_json::to_value(template)?;
     for piece in pieces.as_array().into_iter().flatten() {
         if let Some(token) = piece["SpecialToken"]["id"].as_str()
@@ -372,7 +378,7 @@ fn check_template(name: &str, template: &Template, templates: &TemplateProcessin
     Ok(())
 }
 
-/// BERT's WordPiece tokenizer from a `vocab.txt`, one piece a line.
+/// Creates BERT's WordPiece tokenizer from a `vocab.txt` with one token per line.
 fn word_piece(
     vocab: &[u8],
     special: &SpecialTokens,
@@ -391,7 +397,7 @@ fn word_piece(
     Ok(tokenizer)
 }
 
-/// What BERT puts around a text or a pair.
+/// Returns the template that adds BERT's special tokens to a text or a pair.
 fn template(tokenizer: &tokenizers::Tokenizer, special: &SpecialTokens) -> tokenizers::Result<TemplateProcessing> {
     let (cls, sep) = (special.content("cls_token"), special.content("sep_token"));
     let id = |token: &str| tokenizer.token_to_id(token).expect("it is in the vocabulary, or was added");

@@ -1,48 +1,49 @@
-//! A model in the place of one that is still to be trained: the encoder that training starts from, under an empty head.
+//! A placeholder for a model that is not trained yet: the encoder that training starts from, with a head of zeros.
 //!
-//! It scores nothing. It has the sizes, the tokenizer and the speed of the model to come, which is what a plan needs.
+//! A plan needs the sizes, the tokenizer and the speed of the future model. The predictions are meaningless.
 
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 
 use super::{
-    Checkpoint, Fingerprint, LoadError, Loader, Model, ModelConfig, ModelFiles, Problem, Source, Tokenizer, classifier,
+    Checkpoint, Fingerprint, LoadError, Loader, Model, ModelConfig, ModelFiles, Problem, Tokenizer, WeightSource,
+    classifier,
 };
 use crate::ops::{Kernels, Precision};
 
-/// What a model will be made of.
+/// The inputs of a model that is not trained yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Makings {
-    /// A `config.json`, by whatever name, or the folder of one.
+pub struct UntrainedModel {
+    /// The path of a configuration file, or of a folder with a `config.json`.
     pub config: PathBuf,
-    /// A folder with a tokenizer.
+    /// The folder of the tokenizer.
     pub tokenizer: PathBuf,
-    /// A folder with the weights of the encoder; none where training starts from random ones.
+    /// The folder of the encoder's weights; `None` if training starts from random weights.
     pub weights: Option<PathBuf>,
-    /// Logits of the head.
+    /// The number of logits.
     pub outputs: usize,
 }
 
-impl Makings {
-    /// Those of a model that is trained from the encoder in a folder.
+impl UntrainedModel {
+    /// Creates the inputs of a model with `outputs` logits that is fine-tuned from the encoder in `folder`.
     #[must_use]
     pub fn of_base(folder: &Path, outputs: usize) -> Self {
         let folder = folder.to_owned();
         Self { config: folder.clone(), tokenizer: folder.clone(), weights: Some(folder), outputs }
     }
 
-    /// The folder, or the file, that is named for the whole.
+    /// Returns the path that identifies the model: the folder of the weights, or the configuration.
     #[must_use]
     pub fn name(&self) -> &Path {
         self.weights.as_ref().unwrap_or(&self.config)
     }
 }
 
-/// The weights of a checkpoint, and zeros where there are none.
-struct OrZeros<'a>(Option<&'a Checkpoint>, &'a Device);
+/// The weights of a checkpoint, with zeros for missing weights.
+struct CheckpointOrZeros<'a>(Option<&'a Checkpoint>, &'a Device);
 
-impl Source for OrZeros<'_> {
+impl WeightSource for CheckpointOrZeros<'_> {
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, LoadError> {
         let Self(checkpoint, device) = self;
         match checkpoint {
@@ -53,18 +54,17 @@ impl Source for OrZeros<'_> {
 }
 
 impl Model {
-    /// Loads an encoder under a head that is zero where there is no such head; none where the device does not have the
-    /// precision.
+    /// Loads an encoder with zeros for a missing head. Returns `None` if the device does not support the precision.
     ///
     /// # Errors
-    /// As [`Model::load`], except for a head that is missing.
-    pub(crate) fn stand_in(
-        makings: &Makings,
+    /// Returns the errors of [`Model::load`], except that the head may be missing.
+    pub(crate) fn untrained(
+        inputs: &UntrainedModel,
         device: &Device,
         precision: Precision,
     ) -> Result<Option<Self>, LoadError> {
         let Some(kernels) = Kernels::with_precision(device, precision) else { return Ok(None) };
-        let Makings { config, tokenizer, weights, outputs } = makings;
+        let UntrainedModel { config, tokenizer, weights, outputs } = inputs;
         let config_file = ModelFiles::read_config(config)?;
         let mut config = ModelConfig::load(&config_file)?;
         let open = |folder: &PathBuf| Checkpoint::open(&ModelFiles::read(folder)?, config.family);
@@ -73,10 +73,10 @@ impl Model {
         config.problem = if *outputs == 1 { Problem::Regression } else { Problem::SingleLabel };
         config.labels =
             if *outputs == 1 { Vec::new() } else { (0..*outputs).map(|label| format!("LABEL_{label}")).collect() };
-        let source = OrZeros(checkpoint.as_ref(), device);
+        let source = CheckpointOrZeros(checkpoint.as_ref(), device);
         let classifier = classifier::load(&Loader { source: &source, config: &config, kernels }, *outputs)?;
         Ok(Some(Self {
-            folder: makings.name().to_owned(),
+            folder: inputs.name().to_owned(),
             calibration: None,
             fingerprint: Fingerprint::of(&config_file, [config_file.config()]),
             tokenizer,

@@ -1,16 +1,16 @@
-//! Safetensors files, written as a stream.
+//! A streaming writer of safetensors files.
 //!
-//! The `safetensors` crate writes to a path or into memory. States of a training are three times as large as the model,
-//! and go into a file that becomes visible when it is complete: they are written tensor by tensor instead.
+//! The `safetensors` crate writes to a path or into memory. A training state is three times as large as the model, and
+//! is written to a file that is published only when it is complete. Therefore this writer streams one tensor at a time.
 //!
-//! **Source**: the format's description in the README of huggingface/safetensors.
+//! **Source**: the description of the format in the README of huggingface/safetensors.
 
 use std::io::{self, Write};
 
 use candle_core::Tensor;
 use serde_json::{Map, Value, json};
 
-/// A tensor of a file.
+/// A tensor in a safetensors file.
 pub struct Entry<'a> {
     /// The name of the tensor.
     pub name: String,
@@ -20,9 +20,9 @@ pub struct Entry<'a> {
     pub data: Data<'a>,
 }
 
-/// The numbers of a tensor.
+/// The values of a tensor.
 pub enum Data<'a> {
-    /// f32, wherever it lies.
+    /// An f32 tensor on any device.
     Tensor(&'a Tensor),
     /// 32-bit floats.
     F32(&'a [f32]),
@@ -33,13 +33,13 @@ pub enum Data<'a> {
 }
 
 impl<'a> Entry<'a> {
-    /// Returns an entry with the values of an f32 tensor.
+    /// Creates an entry with the name, shape and values of an f32 tensor.
     #[must_use]
     pub fn of_tensor(name: String, tensor: &'a Tensor) -> Self {
         Self { name, shape: tensor.dims().to_vec(), data: Data::Tensor(tensor) }
     }
 
-    /// A tensor of one dimension.
+    /// Creates an entry with one dimension.
     #[must_use]
     pub fn row(name: &str, data: Data<'a>) -> Self {
         let length = match &data {
@@ -51,8 +51,8 @@ impl<'a> Entry<'a> {
         Self { name: name.to_owned(), shape: vec![length], data }
     }
 
-    /// Its type's name, and the bytes of a number.
-    fn kind(&self) -> (&'static str, usize) {
+    /// Returns the name of the data type and the size of a value in bytes.
+    fn dtype(&self) -> (&'static str, usize) {
         match self.data {
             Data::Tensor(_) | Data::F32(_) => ("F32", 4),
             Data::I64(_) => ("I64", 8),
@@ -60,6 +60,7 @@ impl<'a> Entry<'a> {
         }
     }
 
+    /// Writes the values in little-endian order.
     fn write(&self, file: &mut impl Write) -> io::Result<()> {
         match &self.data {
             Data::Tensor(tensor) => {
@@ -73,19 +74,19 @@ impl<'a> Entry<'a> {
     }
 }
 
-/// Writes a file; the same entries give the same bytes.
+/// Writes a safetensors file. The output is deterministic.
 ///
 /// # Errors
-/// What the file says; a device that does not give its numbers.
+/// Returns an error if writing fails, or if the values cannot be copied from the device.
 pub fn write(mut entries: Vec<Entry>, file: &mut impl Write) -> io::Result<()> {
-    // Larger numbers first, so that all of them are aligned.
-    entries.sort_by(|a, b| b.kind().1.cmp(&a.kind().1).then_with(|| a.name.cmp(&b.name)));
+    // The largest data types first, so that all values are aligned.
+    entries.sort_by(|a, b| b.dtype().1.cmp(&a.dtype().1).then_with(|| a.name.cmp(&b.name)));
     let mut header = Map::new();
-    // transformers asks who wrote the file.
+    // transformers requires this entry.
     header.insert("__metadata__".into(), json!({ "format": "pt" }));
     let mut end = 0;
     for entry in &entries {
-        let (dtype, bytes) = entry.kind();
+        let (dtype, bytes) = entry.dtype();
         let start = end;
         end += entry.shape.iter().product::<usize>() * bytes;
         header

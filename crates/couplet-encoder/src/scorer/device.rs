@@ -1,4 +1,4 @@
-//! Where an encoder runs.
+//! The device that an encoder runs on.
 
 use std::str::FromStr;
 
@@ -6,24 +6,24 @@ use candle_core::Device;
 use couplet_storage::backtrace::message;
 use thiserror::Error;
 
-/// A device as a pipeline names it.
+/// The `device` setting of a pipeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum DeviceSetting {
-    /// A GPU if this build has support for one and there is one, else the CPU.
+    /// The first GPU if this build supports one and the machine has one; otherwise the CPU.
     #[default]
     Auto,
     /// The CPU.
     Cpu,
-    /// The CUDA device of that number.
+    /// The CUDA device with this ordinal, counted from 0.
     Cuda(usize),
-    /// Apple's GPU.
+    /// The GPU of an Apple machine.
     Metal,
 }
 
 impl FromStr for DeviceSetting {
     type Err = String;
 
-    /// Reads `auto`, `cpu`, `metal` or `cuda:N`; an error says what is allowed.
+    /// Parses `auto`, `cpu`, `metal` or `cuda:N`. The error lists the allowed values.
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "auto" => Ok(Self::Auto),
@@ -39,7 +39,7 @@ impl FromStr for DeviceSetting {
     }
 }
 
-/// A device that is not there.
+/// The error for a device that is not available.
 #[derive(Debug, Error)]
 #[error("device {device} cannot be used: {problem}")]
 pub struct DeviceError {
@@ -51,7 +51,7 @@ impl DeviceSetting {
     /// Opens the device.
     ///
     /// # Errors
-    /// A GPU that this build or this machine does not have.
+    /// Returns an error if this build does not support the GPU or the machine does not have it.
     pub fn open(self) -> Result<Device, DeviceError> {
         let error = |device, feature: &str, problem: candle_core::Error| DeviceError {
             device,
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn devices_are_named_as_in_pipelines() {
+    fn parses_the_device_names_of_pipelines() {
         for (text, device) in
             [("auto", DeviceSetting::Auto), ("cpu", DeviceSetting::Cpu), ("cuda:3", DeviceSetting::Cuda(3))]
         {

@@ -1,7 +1,7 @@
-//! Remembers the latest predictions, so that a text that comes again is not scored again.
+//! An in-memory cache of recent predictions, so that a repeated text is scored only once.
 //!
-//! Repeated pairs in a corpus, a call that a query names twice, two branches of a plan that score the
-//! same table: all meet here. A text that is being scored at this moment is waited for.
+//! Repeats are common: duplicate pairs in a corpus, a call that appears twice in a query, two branches of a plan that
+//! score the same table. If a text is already being scored, later requests wait for that result.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -10,10 +10,10 @@ use tokio::sync::Notify;
 
 use super::prediction::{Prediction, Rejection};
 
-/// The first half of BLAKE3 over a text or a pair.
+/// The first 16 bytes of the BLAKE3 hash of a text or a pair.
 pub(crate) type TextKey = [u8; 16];
 
-/// Names a text or a pair; a pair differs from the two texts joined.
+/// Returns the cache key of a text or a pair. A pair never has the key of its concatenated texts.
 pub(super) fn text_key(text: &str, text_pair: Option<&str>) -> TextKey {
     let mut hasher = blake3::Hasher::new();
     hasher.update(text.as_bytes());
@@ -25,52 +25,56 @@ pub(super) fn text_key(text: &str, text_pair: Option<&str>) -> TextKey {
     key
 }
 
-/// The place where a text's prediction appears.
+/// The cell that receives the outcome of a text, shared by all tasks that wait for it.
 pub(super) type Slot = Arc<OnceLock<Answer>>;
 
+/// The outcome of a text.
 #[derive(Debug, Clone)]
 pub(super) enum Answer {
     Scored(Prediction),
     Rejected(Rejection),
-    /// Whoever was to score the text failed or was stopped.
+    /// The task that claimed the text failed or was cancelled.
     Abandoned,
 }
 
-/// Whether new texts are remembered.
+/// The use of the cache by a window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Memory {
-    Kept,
-    /// Only what is there already is looked up.
-    Asked,
+pub(super) enum CacheMode {
+    /// Looks texts up and inserts new ones.
+    ReadWrite,
+    /// Looks texts up without inserting new ones.
+    ReadOnly,
 }
 
-/// Texts in a generation at most; two generations are kept.
-const GENERATION: usize = 1 << 17;
+/// The most texts in a generation. The cache keeps two generations.
+const MAX_GENERATION: usize = 1 << 17;
 
-/// Memory of a generation, about.
-const BYTES: usize = 16 << 20;
+/// The approximate memory of a full generation, in bytes.
+const GENERATION_BYTES: usize = 16 << 20;
 
-/// What a text takes besides its probabilities, about.
-const BYTES_OF_A_TEXT: usize = 100;
+/// The approximate memory of an entry without its probabilities, in bytes.
+const ENTRY_BYTES: usize = 100;
 
+/// The prediction cache.
 #[derive(Debug)]
 pub(super) struct Memo {
+    /// The young and the old generation.
     generations: Mutex<[HashMap<TextKey, Slot>; 2]>,
-    /// Texts in one of them.
-    most: usize,
+    /// The most texts in a generation.
+    capacity: usize,
     changed: Notify,
 }
 
 impl Memo {
-    /// Creates a memo for predictions with a given number of values each.
-    pub(super) fn new(numbers: usize) -> Self {
-        let most = (BYTES / (BYTES_OF_A_TEXT + size_of::<f32>() * numbers)).clamp(1024, GENERATION);
-        Self { generations: Mutex::default(), most, changed: Notify::new() }
+    /// Creates a cache for predictions of `values` numbers each.
+    pub(super) fn new(values: usize) -> Self {
+        let capacity = (GENERATION_BYTES / (ENTRY_BYTES + size_of::<f32>() * values)).clamp(1024, MAX_GENERATION);
+        Self { generations: Mutex::default(), capacity, changed: Notify::new() }
     }
 
-    /// Finds the slot of each text; `true` where the slot is new and the caller is to fill it.
-    pub(super) fn claim(&self, keys: impl Iterator<Item = TextKey>, memory: Memory) -> Vec<(Slot, bool)> {
-        // The maps are whole between any two statements that can panic.
+    /// Returns the slot of each text, and `true` if the slot is new, in which case the caller must fill it.
+    pub(super) fn claim(&self, keys: impl Iterator<Item = TextKey>, mode: CacheMode) -> Vec<(Slot, bool)> {
+        // A panic cannot leave the maps inconsistent, so a poisoned lock is safe to use.
         let mut generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
         let [young, old] = &mut *generations;
         keys.map(|key| {
@@ -80,8 +84,8 @@ impl Memo {
                 Some(slot) => (Arc::clone(slot), false),
                 None => (Slot::default(), true),
             };
-            if memory == Memory::Kept {
-                if young.len() >= self.most {
+            if mode == CacheMode::ReadWrite {
+                if young.len() >= self.capacity {
                     std::mem::swap(young, old);
                     young.clear();
                 }
@@ -92,17 +96,17 @@ impl Memo {
         .collect()
     }
 
-    /// Wakes the tasks that wait for slots.
-    pub(super) fn announce(&self) {
+    /// Wakes all tasks that wait for slots.
+    pub(super) fn notify_waiters(&self) {
         self.changed.notify_waiters();
     }
 
-    /// Waits until every slot has an answer.
+    /// Waits until all slots are filled.
     pub(super) async fn wait_for(&self, slots: impl Iterator<Item = &Slot> + Clone) {
         loop {
             let changed = self.changed.notified();
             let mut changed = std::pin::pin!(changed);
-            // From here on an announcement is not missed, so look once more before waiting for one.
+            // From here on no notification is lost. Check the slots again before waiting.
             changed.as_mut().enable();
             if slots.clone().all(|slot| slot.get().is_some()) {
                 return;
@@ -128,33 +132,33 @@ mod tests {
     fn the_second_claim_shares_the_slot_of_the_first() {
         let memo = Memo::new(2);
         let key = text_key("a", None);
-        let claims = memo.claim([key, key].into_iter(), Memory::Kept);
+        let claims = memo.claim([key, key].into_iter(), CacheMode::ReadWrite);
         assert_eq!(claims.iter().map(|(_, new)| *new).collect::<Vec<_>>(), [true, false]);
         assert!(Arc::ptr_eq(&claims[0].0, &claims[1].0));
     }
 
     #[test]
-    fn long_predictions_are_fewer() {
-        assert_eq!(Memo::new(2).most, GENERATION);
-        assert_eq!(Memo::new(2000).most, (16 << 20) / 8100);
-        assert_eq!(Memo::new(1 << 20).most, 1024);
+    fn long_predictions_reduce_the_capacity() {
+        assert_eq!(Memo::new(2).capacity, MAX_GENERATION);
+        assert_eq!(Memo::new(2000).capacity, (16 << 20) / 8100);
+        assert_eq!(Memo::new(1 << 20).capacity, 1024);
     }
 
     #[test]
     fn an_abandoned_text_can_be_claimed_again() {
         let memo = Memo::new(2);
         let key = text_key("a", None);
-        memo.claim([key].into_iter(), Memory::Kept)[0].0.get_or_init(|| Answer::Abandoned);
-        assert!(memo.claim([key].into_iter(), Memory::Kept)[0].1);
+        memo.claim([key].into_iter(), CacheMode::ReadWrite)[0].0.get_or_init(|| Answer::Abandoned);
+        assert!(memo.claim([key].into_iter(), CacheMode::ReadWrite)[0].1);
     }
 
     #[test]
-    fn a_text_that_will_not_come_again_is_looked_up_and_not_kept() {
+    fn read_only_claims_look_up_but_do_not_insert() {
         let memo = Memo::new(2);
         let [known, new] = [text_key("a", None), text_key("b", None)];
-        let slot = memo.claim([known].into_iter(), Memory::Kept).remove(0).0;
+        let slot = memo.claim([known].into_iter(), CacheMode::ReadWrite).remove(0).0;
         for _ in 0..2 {
-            let claims = memo.claim([known, new].into_iter(), Memory::Asked);
+            let claims = memo.claim([known, new].into_iter(), CacheMode::ReadOnly);
             assert_eq!(claims.iter().map(|(_, new)| *new).collect::<Vec<_>>(), [false, true]);
             assert!(Arc::ptr_eq(&claims[0].0, &slot));
         }

@@ -1,12 +1,12 @@
-//! Windows of text pairs to predictions: tokenize, pack without padding, run the encoder, read the head.
+//! Scoring: windows of text pairs to predictions. Tokenizes, packs without padding, and runs the encoder and its head.
 //!
 //! ```text
-//! Window ─ claim texts nobody has scored ─┬─ tokenize ─┬─ plan ─┬─ forward ─┬─ Predictions
-//!          (memo)                         └─ …         ┘        └─ …        ┘   (in the window's order)
+//! Window ─ claim texts not in the cache ─┬─ tokenize ─┬─ plan ─┬─ forward ─┬─ Predictions
+//!          (memo)                        └─ …         ┘        └─ …        ┘   (in the window's order)
 //! ```
 //!
-//! Every step runs as jobs of one [`Pool`]; a job is single-threaded. Several windows may be under way at
-//! once, so that the end of one does not idle the cores. Nothing here knows of DataFusion.
+//! Every step runs as single-threaded jobs of one [`Pool`]. Several windows can be in progress at the same time, so
+//! that no core is idle near the end of a window. This module does not depend on DataFusion.
 
 mod device;
 mod memo;
@@ -35,38 +35,38 @@ pub use tally::{Counts, PADDED_BATCH, Tally};
 pub use trial::{Pace, Tokenized};
 pub use window::{TextColumn, Window};
 
-use crate::model::{Encoding, LoadError, Makings, Model, ModelFiles, PackedBatch, Tokenizer};
+use crate::model::{Encoding, LoadError, Model, ModelFiles, PackedBatch, Tokenizer, UntrainedModel};
 pub use crate::ops::Precision;
 
-use memo::{Answer, Memo, Memory, Slot, text_key};
+use memo::{Answer, CacheMode, Memo, Slot, text_key};
 use tally::WindowCounts;
 use window::Work;
 
-/// The largest text that is scored, in bytes; `max_length` cuts far smaller ones anyway.
+/// The largest text that is scored, in bytes. `max_length` truncates far smaller texts in any case.
 pub const MAX_TEXT_BYTES: usize = 1 << 20;
 
-/// Tokens of a packed batch where nothing else is asked for.
+/// The default for [`ScorerOptions::batch_tokens`], in tokens.
 pub const DEFAULT_BATCH_TOKENS: usize = 1024;
 
-/// How a model is to be run.
+/// The settings of a [`Scorer`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ScorerOptions {
-    /// Tokens of a sequence, special tokens included; the model's own limit if none.
+    /// The most tokens of a sequence, special tokens included. The default is the model's limit.
     pub max_length: Option<usize>,
-    /// Tokens of a packed batch.
+    /// The most tokens of a packed batch. The default is [`DEFAULT_BATCH_TOKENS`].
     pub batch_tokens: Option<usize>,
-    /// Where the encoder runs.
+    /// The device of the encoder.
     pub device: DeviceSetting,
-    /// In which numbers it multiplies.
+    /// The numeric precision of the encoder.
     pub precision: PrecisionSetting,
 }
 
-/// The precision that is asked for.
+/// The requested numeric precision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PrecisionSetting {
-    /// The quickest that a self-check at load finds to change nothing that matters.
+    /// The fastest precision that passes the self-check at load, which compares its results with those of f32.
     Auto,
-    /// This one.
+    /// A fixed precision.
     Of(Precision),
 }
 
@@ -76,69 +76,70 @@ impl Default for PrecisionSetting {
     }
 }
 
-/// A model that cannot be run as asked for.
+/// An error of loading or running a model.
 #[derive(Debug, Error)]
 pub enum ScorerError {
     /// The checkpoint cannot be used.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// The model's name is no place.
+    /// The model's name is not a valid location.
     #[error("model {name:?}: {problem}")]
     Name {
         /// The name.
         name: String,
-        /// What is wrong with it.
+        /// The reason.
         problem: String,
     },
-    /// The checkpoint cannot be fetched from where it is.
+    /// The checkpoint cannot be downloaded.
     #[error("model {0}")]
     Fetch(#[from] ObjectsError),
-    /// The checkpoint was fetched and cannot be run as asked for.
+    /// The checkpoint was downloaded but cannot be used.
     #[error("{}", error.to_string().replace(&*copy.to_string_lossy(), place))]
     Fetched {
-        /// Where it is.
+        /// The location of the model.
         place: String,
-        /// Where its copy is.
+        /// The path of the local copy.
         copy: PathBuf,
-        /// What is wrong with the copy.
+        /// The error, which names the local copy.
         #[source]
         error: Box<ScorerError>,
     },
-    /// There is no such device.
+    /// The device is not available.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// The precision is not to be had on the device.
-    #[error("precision = \"{precision}\" needs {}, which is not where the model runs here; use \"auto\" or \"f32\"", needs(*precision))]
+    /// The device does not support the precision.
+    #[error("precision = \"{precision}\" needs {}, which is not where the model runs here; use \"auto\" or \"f32\"", requirement(*precision))]
     Precision {
-        /// What was asked for.
+        /// The requested precision.
         precision: Precision,
     },
-    /// `max_length` does not suit the model.
+    /// `max_length` is out of range for the model.
     #[error("max_length = {max_length} does not suit {model}: {problem}")]
     MaxLength {
         /// The model's folder.
         model: String,
-        /// What was asked for.
+        /// The requested length in tokens.
         max_length: usize,
-        /// Why not.
+        /// The reason.
         problem: String,
     },
-    /// The encoder failed while it ran.
+    /// The encoder failed on a batch.
     #[error("the encoder failed on a batch of {sequences} sequences and {tokens} tokens: {problem}")]
     Forward {
-        /// Sequences of the batch.
+        /// The number of sequences in the batch.
         sequences: usize,
-        /// Tokens of the batch.
+        /// The number of tokens in the batch.
         tokens: usize,
-        /// What the device said.
+        /// The error of the device.
         problem: String,
     },
-    /// A job ended without an answer.
+    /// A job ended without a result.
     #[error("scoring was stopped")]
     Stopped,
 }
 
-fn needs(precision: Precision) -> &'static str {
+/// Returns the hardware that a precision requires.
+fn requirement(precision: Precision) -> &'static str {
     match precision {
         Precision::F32 => "any CPU or GPU",
         Precision::Int16 => "a CPU with AVX2",
@@ -147,20 +148,20 @@ fn needs(precision: Precision) -> &'static str {
 }
 
 impl ScorerError {
-    /// Names the place of a model instead of that of its copy.
+    /// Makes the error name the location of the model instead of the path of its local copy.
     #[must_use]
     pub fn of_copy(self, place: &Place, copy: &Path) -> Self {
         match place {
             Place::Local(_) => self,
-            elsewhere => Self::Fetched {
-                place: elsewhere.to_string().trim_end_matches('/').to_owned(),
+            remote => Self::Fetched {
+                place: remote.to_string().trim_end_matches('/').to_owned(),
                 copy: copy.to_owned(),
                 error: Box::new(self),
             },
         }
     }
 
-    /// Whether the model cannot be run as asked for, rather than having failed while it ran.
+    /// Returns true if the model or the settings are invalid, and false if scoring failed at run time.
     #[must_use]
     pub fn is_mistake(&self) -> bool {
         match self {
@@ -173,7 +174,7 @@ impl ScorerError {
     }
 }
 
-/// A loaded model that scores windows; cheap to clone.
+/// A loaded model that scores windows. Cloning is cheap.
 #[derive(Debug, Clone)]
 pub struct Scorer(Arc<Shared>);
 
@@ -191,7 +192,7 @@ struct Shared {
 }
 
 impl Shared {
-    /// Runs a batch of these sequences: the logits of each, and their tokens together.
+    /// Runs the sequences as one batch and returns the logits of each, and the number of tokens in the batch.
     fn forward<'e>(
         &self,
         encodings: impl Iterator<Item = &'e Encoding>,
@@ -208,10 +209,11 @@ impl Shared {
 }
 
 impl Scorer {
-    /// Loads the model in `folder` to run on the threads of `pool`.
+    /// Loads the model in `folder`, to run on the threads of `pool`.
     ///
     /// # Errors
-    /// A checkpoint, a device or a `max_length` that does not suit.
+    /// Returns an error if the checkpoint cannot be loaded, the device or the precision is not available, or
+    /// `max_length` is out of range.
     pub fn load(folder: &Path, options: ScorerOptions, pool: &Pool) -> Result<Self, ScorerError> {
         let (model, precision) = Self::load_model(folder, options, pool)?;
         Self::assemble(model, precision, None, options, pool)
@@ -220,7 +222,7 @@ impl Scorer {
     fn load_model(folder: &Path, options: ScorerOptions, pool: &Pool) -> Result<(Model, Precision), ScorerError> {
         let device = options.device.open()?;
         pool.install(|| match options.precision {
-            PrecisionSetting::Auto => Ok(self_check::quickest(&ModelFiles::read(folder)?, &device)?),
+            PrecisionSetting::Auto => Ok(self_check::load_fastest(&ModelFiles::read(folder)?, &device)?),
             PrecisionSetting::Of(precision) => {
                 let model = Model::load_at(folder, &device, precision)?;
                 Ok((model.ok_or(ScorerError::Precision { precision })?, precision))
@@ -228,10 +230,10 @@ impl Scorer {
         })
     }
 
-    /// Loads the model at a place, from a copy where that is not on the local disk.
+    /// Loads the model at a location. A remote model is downloaded first.
     ///
     /// # Errors
-    /// As [`Scorer::load`]; a model that cannot be fetched.
+    /// Returns the errors of [`Scorer::load`], and an error if the download fails.
     pub async fn open(place: &Place, options: ScorerOptions, pool: &Pool) -> Result<Self, ScorerError> {
         let ModelFolder { path, revision } = model_folder(place).await?;
         let (copy, pool) = (path.clone(), pool.clone());
@@ -257,8 +259,8 @@ impl Scorer {
             return Err(unsuitable(format!("it reads at most {limit} tokens")));
         }
         let tokenizer = model.tokenizer.with_max_length(max_length).map_err(unsuitable)?;
-        // Probabilities, and once more where they are calibrated; or a logit.
-        let numbers = model.config.labels.len().max(1) * if model.calibration.is_some() { 2 } else { 1 };
+        // A prediction has a probability per label, twice if it is calibrated, or one score.
+        let values = model.config.labels.len().max(1) * if model.calibration.is_some() { 2 } else { 1 };
         Ok(Self(Arc::new(Shared {
             model,
             precision,
@@ -267,110 +269,111 @@ impl Scorer {
             max_length,
             batch_tokens: options.batch_tokens.unwrap_or(DEFAULT_BATCH_TOKENS),
             pool: pool.clone(),
-            memo: Memo::new(numbers),
+            memo: Memo::new(values),
             tally: Tally::default(),
         })))
     }
 
-    /// A model that stands for one that does not exist yet, and of which nothing but sizes, tokens and times is true.
+    /// Creates a scorer for a model that is not trained yet. Its sizes, token counts and speed are those of the future
+    /// model; its predictions are meaningless.
     ///
     /// # Errors
-    /// As [`Scorer::load`].
-    pub fn stand_in(makings: &Makings, options: ScorerOptions, pool: &Pool) -> Result<Self, ScorerError> {
+    /// Returns the errors of [`Scorer::load`].
+    pub fn untrained(inputs: &UntrainedModel, options: ScorerOptions, pool: &Pool) -> Result<Self, ScorerError> {
         let device = options.device.open()?;
         let precision = match options.precision {
             PrecisionSetting::Of(precision) => precision,
-            // What the self-check will say of a model that is not there is not known; its answer is mostly yes.
+            // The result of the self-check is not known yet. Most models pass it.
             PrecisionSetting::Auto if Precision::Int16.runs_on(&device) => Precision::Int16,
             PrecisionSetting::Auto => Precision::F32,
         };
-        let model = pool.install(|| Model::stand_in(makings, &device, precision))?;
+        let model = pool.install(|| Model::untrained(inputs, &device, precision))?;
         let model = model.ok_or(ScorerError::Precision { precision })?;
         Self::assemble(model, precision, None, options, pool)
     }
 
-    /// The model that is run.
+    /// Returns the model.
     #[must_use]
     pub fn model(&self) -> &Model {
         &self.0.model
     }
 
-    /// Threads that work for it.
+    /// Returns the number of inference threads.
     #[must_use]
     pub fn threads(&self) -> usize {
         self.0.pool.threads()
     }
 
-    /// In which numbers it multiplies.
+    /// Returns the numeric precision of the encoder.
     #[must_use]
     pub fn precision(&self) -> Precision {
         self.0.precision
     }
 
-    /// The commit that it was read from, where it came from a hub.
+    /// Returns the commit of the model if it came from a hub.
     #[must_use]
     pub fn revision(&self) -> Option<&str> {
         self.0.revision.as_deref()
     }
 
-    /// The most tokens of a sequence, special tokens included.
+    /// Returns the most tokens of a sequence, special tokens included.
     #[must_use]
     pub fn max_length(&self) -> usize {
         self.0.max_length
     }
 
-    /// What has been done so far.
+    /// Returns the counters of the work done so far.
     #[must_use]
     pub fn tally(&self) -> &Tally {
         &self.0.tally
     }
 
-    /// Scores a window: one prediction or rejection a row, in the window's order.
+    /// Scores a window and returns one prediction or rejection per row, in the window's order.
     ///
-    /// A prediction depends on the row's texts alone. Dropping the future stops the work between two batches.
+    /// A prediction depends on the row's texts alone. Dropping the future cancels the work after the current batches.
     ///
     /// # Errors
-    /// A failure of the encoder; bad texts are rejections, not errors.
+    /// Returns an error if the encoder fails. A text that cannot be scored is a rejection, not an error.
     pub async fn score(&self, window: Window) -> Result<Vec<Result<Prediction, Rejection>>, ScorerError> {
-        self.score_or_recall(window, Memory::Kept).await
+        self.score_window(window, CacheMode::ReadWrite).await
     }
 
-    /// The same for texts that will not come again, which are therefore not kept in memory.
+    /// Scores a window without adding its predictions to the in-memory cache, for texts that are not expected again.
     ///
     /// # Errors
-    /// As [`Scorer::score`].
+    /// Returns the errors of [`Scorer::score`].
     pub async fn score_once(&self, window: Window) -> Result<Vec<Result<Prediction, Rejection>>, ScorerError> {
-        self.score_or_recall(window, Memory::Asked).await
+        self.score_window(window, CacheMode::ReadOnly).await
     }
 
-    async fn score_or_recall(
+    async fn score_window(
         &self,
         window: Window,
-        memory: Memory,
+        mode: CacheMode,
     ) -> Result<Vec<Result<Prediction, Rejection>>, ScorerError> {
         let shared = &self.0;
         let rejections: Vec<Option<Rejection>> = (0..window.len()).map(|row| window.rejection(row)).collect();
         let rows: Vec<usize> = (0..window.len()).filter(|&row| rejections[row].is_none()).collect();
         let window = Arc::new(window);
 
-        // Texts that this window scored itself.
-        let mut own = vec![false; rows.len()];
+        // True for the texts that this window scored itself, rather than another window.
+        let mut scored_here = vec![false; rows.len()];
         let mut rows_to_plan = window.len();
-        // More than one round only where another window abandoned texts that this one waited for.
+        // Repeats only if another window abandoned a text that this one waited for.
         let slots: Vec<Slot> = loop {
             let keys = rows.iter().map(|&row| text_key(window.text(row), window.text_pair(row)));
-            let claims = shared.memo.claim(keys, memory);
+            let claims = shared.memo.claim(keys, mode);
             let new: Vec<(usize, Slot)> = rows
                 .iter()
                 .zip(&claims)
                 .filter(|(_, (_, new))| *new)
                 .map(|(&row, (slot, _))| (row, Arc::clone(slot)))
                 .collect();
-            for (own, (_, new)) in own.iter_mut().zip(&claims) {
-                *own |= new;
+            for (scored_here, (_, new)) in scored_here.iter_mut().zip(&claims) {
+                *scored_here |= new;
             }
             let slots: Vec<Slot> = claims.into_iter().map(|(slot, _)| slot).collect();
-            Work::start(shared, &window, new, std::mem::take(&mut rows_to_plan)).finished().await?;
+            Work::start(shared, &window, new, std::mem::take(&mut rows_to_plan)).wait().await?;
             shared.memo.wait_for(slots.iter()).await;
             if !slots.iter().any(|slot| matches!(slot.get(), Some(Answer::Abandoned))) {
                 break slots;
@@ -385,24 +388,24 @@ impl Scorer {
                 None => match answers.next().and_then(|slot| slot.get()) {
                     Some(Answer::Scored(prediction)) => Ok(prediction.clone()),
                     Some(Answer::Rejected(rejection)) => Err(rejection.clone()),
-                    Some(Answer::Abandoned) | None => unreachable!("every slot was waited for"),
+                    Some(Answer::Abandoned) | None => unreachable!("all slots are filled"),
                 },
             })
             .collect();
         let remembered =
-            slots.iter().zip(own).filter(|(slot, own)| !own && matches!(slot.get(), Some(Answer::Scored(_))));
-        shared.tally.window(&count(&outcomes, remembered.count()));
+            slots.iter().zip(scored_here).filter(|(slot, here)| !here && matches!(slot.get(), Some(Answer::Scored(_))));
+        shared.tally.add_window(&count(&outcomes, remembered.count()));
         Ok(outcomes)
     }
 
-    /// Counts what another process scored with the same model, as if it had been scored here.
+    /// Adds outcomes that another process computed with the same model to the counters.
     pub fn credit(&self, outcomes: &[Result<Prediction, Rejection>]) {
         let counts = count(outcomes, 0);
         let scored = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
         let tally = &self.0.tally;
-        tally.planned(outcomes.len(), counts.tokens);
-        tally.batch(scored, counts.tokens);
-        tally.window(&counts);
+        tally.add_planned(outcomes.len(), counts.tokens);
+        tally.add_batch(scored, counts.tokens);
+        tally.add_window(&counts);
     }
 }
 

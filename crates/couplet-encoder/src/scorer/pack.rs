@@ -1,32 +1,33 @@
-//! Cuts a window into batches: longest sequences first, each batch filled up to a budget of tokens.
+//! Splits a window into packed batches: longest sequences first, each batch filled up to a token budget.
 
-/// Groups sequences of the given lengths (tokens) into batches of at most `batch_tokens` tokens; a longer
-/// sequence is a batch of its own. Lengths fall from the first batch to the last, so that the batches
-/// left at the end, when threads run out of work, are the small ones.
+/// Groups sequences into batches of at most `batch_tokens` tokens. Returns the indices of the sequences per batch.
 ///
-/// Equal lengths keep their order: the plan depends on the lengths alone.
+/// `lengths: [B]` are in tokens. A sequence longer than `batch_tokens` is a batch of its own. Lengths decrease from the
+/// first batch to the last, so that the last batches, when threads run out of work, are the short ones.
+///
+/// The sort is stable, so the result depends on the lengths alone.
 #[must_use]
 pub fn plan(lengths: &[usize], batch_tokens: usize) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..lengths.len()).collect();
     order.sort_by_key(|&i| std::cmp::Reverse(lengths[i]));
     let mut batches: Vec<Vec<usize>> = Vec::new();
-    let mut room = 0;
+    let mut remaining = 0;
     for i in order {
         match batches.last_mut() {
-            Some(batch) if lengths[i] <= room => {
+            Some(batch) if lengths[i] <= remaining => {
                 batch.push(i);
-                room -= lengths[i];
+                remaining -= lengths[i];
             }
             _ => {
                 batches.push(vec![i]);
-                room = batch_tokens.saturating_sub(lengths[i]);
+                remaining = batch_tokens.saturating_sub(lengths[i]);
             }
         }
     }
     batches
 }
 
-/// Tokens of padding that batches of `size` sequences, in the order given, would add.
+/// Returns the number of padding tokens in padded batches of `size` sequences each, in the given order.
 pub(super) fn padding_of_batches(lengths: &[usize], size: usize) -> usize {
     lengths
         .chunks(size)

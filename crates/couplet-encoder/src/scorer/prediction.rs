@@ -1,31 +1,31 @@
-//! What the head's logits say about one row, or why the row could not be scored.
+//! The outcome of a row: a prediction computed from the logits, or the reason why the row cannot be scored.
 
 use std::fmt;
 
 use crate::model::{Calibration, ModelConfig, Problem, ScoreActivation};
 
-/// The prediction for a text or a pair.
+/// The prediction of a text or a pair.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Prediction {
-    /// Place of the label in [`ModelConfig::labels`]: the most probable one, unless the model has a threshold that
-    /// decides; none for regression.
+    /// The index of the label in [`ModelConfig::labels`]: the most probable label, unless a calibrated threshold
+    /// selects another one. `None` for regression.
     pub label: Option<usize>,
-    /// Probability of that label; for regression the value, which [`ModelConfig::score`] makes of the logit.
+    /// The probability of that label. For regression, the logit after [`ModelConfig::score`].
     pub score: f32,
-    /// Probability of each label, calibrated where the model has a calibration; empty for regression.
+    /// The probability of each label, `[L]`, calibrated if the model has a calibration. Empty for regression.
     pub probabilities: Box<[f32]>,
-    /// Probability of each label as the logits have it, empty where nothing was calibrated; for regression the logit,
-    /// where the score is another number.
+    /// The uncalibrated probability of each label, `[L]`; empty if the model has no calibration. For regression, the
+    /// logit; empty if the score is the logit.
     pub raw: Box<[f32]>,
-    /// Tokens that the encoder read.
+    /// The number of tokens in the sequence, special tokens included.
     pub tokens: usize,
-    /// Whether tokens beyond `max_length` were cut off.
+    /// True if the sequence was truncated to `max_length`.
     pub truncated: bool,
 }
 
 impl Prediction {
-    /// Turns the logits of one row into probabilities by softmax or a sigmoid each, or into the score of a regression; and
-    /// calibrates them where there is a calibration.
+    /// Computes the prediction from the logits of one row: probabilities by softmax or sigmoid, calibrated if there is
+    /// a calibration, or the score of a regression.
     pub(super) fn of_logits(
         logits: &[f32],
         config: &ModelConfig,
@@ -45,14 +45,14 @@ impl Prediction {
             Problem::MultiLabel => logits.iter().map(|x| 1.0 / (1.0 + (-x).exp())).collect(),
         };
         let most_probable = (0..raw.len()).reduce(|best, i| {
-            // The first of equals, as argmax does.
+            // The first of equal maxima, like argmax.
             if raw[i] > raw[best] { i } else { best }
         });
         let (label, probabilities, raw) = match calibration {
             None => (most_probable, raw, Box::default()),
             Some(calibration) => {
                 let probabilities = calibration.probabilities(config.problem, logits);
-                // A temperature changes no label; a threshold may.
+                // A temperature does not change the label. A threshold can.
                 (calibration.decide(&probabilities).or(most_probable), probabilities, raw)
             }
         };
@@ -68,38 +68,38 @@ fn softmax(logits: &[f32]) -> Box<[f32]> {
     exp.into_iter().map(|x| x / sum).collect()
 }
 
-/// Why a row was not scored.
+/// The reason why a row cannot be scored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Rejection {
     /// A text is NULL.
     Null {
-        /// The text's column.
+        /// The name of the column.
         column: String,
     },
-    /// The first text has nothing but white space.
+    /// The first text contains only white space.
     Empty {
-        /// The text's column.
+        /// The name of the column.
         column: String,
     },
     /// A text is larger than [`super::MAX_TEXT_BYTES`].
     TooLarge {
-        /// The text's column.
+        /// The name of the column.
         column: String,
-        /// Its size.
+        /// The size of the text in bytes.
         bytes: usize,
     },
-    /// The tokenizer gave up on the text.
+    /// The tokenizer rejected the text.
     Untokenizable {
-        /// What the tokenizer said.
+        /// The error of the tokenizer.
         problem: String,
     },
 }
 
 impl Rejection {
-    /// The kinds of rejection, in the order in which [`super::Tally`] counts them.
+    /// The names of the kinds of rejection, in the order of [`super::Counts::rejected`].
     pub const KINDS: [&str; 4] = ["NULL text", "empty text", "text too large", "text the tokenizer refused"];
 
-    /// Place of this rejection's kind in [`Rejection::KINDS`].
+    /// Returns the index of this rejection in [`Rejection::KINDS`].
     #[must_use]
     pub fn kind(&self) -> usize {
         match self {
@@ -129,9 +129,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_label_of_many_is_a_softmax() {
+    fn single_label_probabilities_are_a_softmax() {
         let prediction =
-            Prediction::of_logits(&[-2.0996, 2.1842], &ModelConfig::smallest(Problem::SingleLabel, 2), None, 9, false);
+            Prediction::of_logits(&[-2.0996, 2.1842], &ModelConfig::minimal(Problem::SingleLabel, 2), None, 9, false);
         assert_eq!(prediction.label, Some(1));
         assert!((prediction.score - 0.986_398).abs() < 1e-5, "{}", prediction.score);
         assert!((prediction.probabilities.iter().sum::<f32>() - 1.0).abs() < 1e-6);
@@ -139,7 +139,7 @@ mod tests {
 
     #[test]
     fn calibration_keeps_raw_probabilities_and_threshold_decides() {
-        let config = ModelConfig::smallest(Problem::SingleLabel, 2);
+        let config = ModelConfig::minimal(Problem::SingleLabel, 2);
         let mut calibration =
             Calibration { temperature: 2.0, threshold: None, objective: None, fitted_on: None, bound: None };
         let raw = Prediction::of_logits(&[1.0, 0.0], &config, None, 9, false);
@@ -152,9 +152,9 @@ mod tests {
     }
 
     #[test]
-    fn many_labels_are_a_sigmoid_each() {
+    fn multi_label_probabilities_are_sigmoids() {
         let prediction =
-            Prediction::of_logits(&[0.0, 2.0, -2.0], &ModelConfig::smallest(Problem::MultiLabel, 3), None, 9, true);
+            Prediction::of_logits(&[0.0, 2.0, -2.0], &ModelConfig::minimal(Problem::MultiLabel, 3), None, 9, true);
         assert_eq!(prediction.label, Some(1));
         assert!((prediction.score - 0.880_797).abs() < 1e-6);
         assert!((prediction.probabilities[2] - 0.119_203).abs() < 1e-6);
@@ -162,14 +162,14 @@ mod tests {
 
     #[test]
     fn a_regression_has_a_value_and_no_label() {
-        let prediction = Prediction::of_logits(&[3.25], &ModelConfig::smallest(Problem::Regression, 0), None, 9, false);
+        let prediction = Prediction::of_logits(&[3.25], &ModelConfig::minimal(Problem::Regression, 0), None, 9, false);
         assert_eq!((prediction.label, prediction.score), (None, 3.25));
         assert!(prediction.probabilities.is_empty() && prediction.raw.is_empty());
     }
 
     #[test]
-    fn a_score_keeps_its_logit_beside_it() {
-        let mut config = ModelConfig::smallest(Problem::Regression, 0);
+    fn a_sigmoid_score_keeps_the_raw_logit() {
+        let mut config = ModelConfig::minimal(Problem::Regression, 0);
         config.score = ScoreActivation::Sigmoid;
         let prediction = Prediction::of_logits(&[3.25], &config, None, 9, false);
         assert!((prediction.score - 0.962_673).abs() < 1e-6, "{}", prediction.score);

@@ -1,4 +1,4 @@
-//! `precision = "auto"`: the quickest numbers that change nothing that matters, by trial on a few sentences.
+//! `precision = "auto"`: selects the fastest precision whose results on a few sentences are close to those of f32.
 
 use candle_core::{Device, Result};
 use couplet_storage::backtrace::message;
@@ -7,12 +7,12 @@ use super::prediction::Prediction;
 use crate::model::{LoadError, Model, ModelFiles, PackedBatch, Problem};
 use crate::ops::Precision;
 
-/// The largest difference of a probability to f32 with which another precision is taken.
+/// The largest accepted difference of a probability from its f32 value.
 const MAX_PROBABILITY_DIFFERENCE: f32 = 0.01;
-/// The same of the mean difference of the logits, or of a regression's values; in units of their size where that is above 1.
+/// The largest accepted mean difference of the logits from f32, relative to their root mean square if that is above 1.
 const MAX_MEAN_LOGIT_DIFFERENCE: f32 = 0.003;
 
-/// Texts as they come: short and long, names and numbers, other alphabets; about 500 tokens as pairs.
+/// Varied texts: short and long ones, names, numbers and other scripts. As pairs they have about 500 tokens.
 const SENTENCES: [&str; 12] = [
     "The committee approved the budget on Tuesday after a debate that lasted four hours.",
     "After four hours of debate, the budget was approved by the committee on Tuesday.",
@@ -29,8 +29,8 @@ const SENTENCES: [&str; 12] = [
     "Police said the two men, aged 34 and 51, were arrested without incident near the border.",
 ];
 
-/// Loads a model in the quickest precision of the device that passes, and says which.
-pub(super) fn quickest(files: &ModelFiles, device: &Device) -> std::result::Result<(Model, Precision), LoadError> {
+/// Loads a model in the fastest precision that passes the self-check, and returns the model and that precision.
+pub(super) fn load_fastest(files: &ModelFiles, device: &Device) -> std::result::Result<(Model, Precision), LoadError> {
     let model = Model::of_files(files, device)?;
     for precision in [Precision::Int16, Precision::F16] {
         let Some(candidate) = model.classifier_at(files, precision)? else { continue };
@@ -52,7 +52,7 @@ pub(super) fn quickest(files: &ModelFiles, device: &Device) -> std::result::Resu
     Ok((model, Precision::F32))
 }
 
-/// Each sentence with the next.
+/// Returns a batch of pairs: each sentence with the next one.
 fn batch(model: &Model) -> Result<PackedBatch> {
     let tokenizer = model.tokenizer.with_max_length(model.max_length()).map_err(candle_core::Error::Msg)?;
     let mut batch = PackedBatch::default();
@@ -64,12 +64,12 @@ fn batch(model: &Model) -> Result<PackedBatch> {
     Ok(batch)
 }
 
-/// How far another precision is from f32.
+/// The difference between the results of another precision and of f32.
 #[derive(Debug)]
 struct Difference {
-    /// Mean over all logits, relative to their root mean square where that is above 1.
+    /// The mean absolute difference of the logits, relative to their root mean square if that is above 1.
     mean_logit: f32,
-    /// Largest over all probabilities; 0 for a regression.
+    /// The largest absolute difference of the probabilities; 0 for a regression.
     probability: f32,
 }
 
@@ -77,8 +77,8 @@ impl Difference {
     fn between(model: &Model, exact: &[Vec<f32>], other: &[Vec<f32>]) -> Self {
         let pairs = || exact.iter().flatten().zip(other.iter().flatten());
         let n = pairs().count().max(1) as f32;
-        let size = (pairs().map(|(x, _)| x * x).sum::<f32>() / n).sqrt();
-        let mean_logit = pairs().map(|(x, y)| (x - y).abs()).sum::<f32>() / n / size.max(1.0);
+        let rms = (pairs().map(|(x, _)| x * x).sum::<f32>() / n).sqrt();
+        let mean_logit = pairs().map(|(x, y)| (x - y).abs()).sum::<f32>() / n / rms.max(1.0);
         let calibration = model.calibration.as_ref();
         let probabilities =
             |logits: &[f32]| Prediction::of_logits(logits, &model.config, calibration, 0, false).probabilities;
@@ -93,7 +93,7 @@ impl Difference {
         Self { mean_logit, probability }
     }
 
-    /// False for NaN too.
+    /// Returns true if both differences are within the limits; false for NaN.
     fn is_small(&self) -> bool {
         self.mean_logit <= MAX_MEAN_LOGIT_DIFFERENCE && self.probability <= MAX_PROBABILITY_DIFFERENCE
     }

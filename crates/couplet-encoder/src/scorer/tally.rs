@@ -4,10 +4,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::prediction::Rejection;
 
-/// Sequences of the padded batch that [`Counts::padding_avoided`] compares with.
+/// The number of sequences per padded batch that [`Counts::padding_avoided`] assumes.
 pub const PADDED_BATCH: usize = 32;
 
-/// Counters that grow while windows are scored; safe to read at any time.
+/// Counters that increase while windows are scored. They can be read at any time.
 #[derive(Debug, Default)]
 pub struct Tally {
     rows: AtomicU64,
@@ -22,33 +22,33 @@ pub struct Tally {
     rejected: [AtomicU64; Rejection::KINDS.len()],
 }
 
-/// What a [`Tally`] said at one moment.
+/// A snapshot of a [`Tally`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Rows that have a prediction or an error.
+    /// The number of rows with a prediction or a rejection.
     pub rows: u64,
-    /// Texts or pairs that went through the encoder.
+    /// The number of texts or pairs that the encoder scored.
     pub scored: u64,
-    /// Rows whose texts had been scored just before.
+    /// The number of rows whose prediction came from the in-memory cache.
     pub remembered: u64,
-    /// Rows whose texts were cut to `max_length`.
+    /// The number of rows whose sequence was truncated to `max_length`.
     pub truncated: u64,
-    /// Rows of the windows that have been tokenized.
+    /// The number of rows in the windows that are tokenized.
     pub rows_planned: u64,
-    /// Tokens of those windows that the encoder has read or will read.
+    /// The number of tokens of those windows that the encoder has processed or will process.
     pub tokens_planned: u64,
-    /// Tokens that the encoder has read.
+    /// The number of tokens that the encoder has processed.
     pub tokens: u64,
-    /// Tokens of all rows, those of remembered rows too.
+    /// The number of tokens in all rows, rows from the cache included.
     pub tokens_in_rows: u64,
-    /// Padding tokens that batches of [`PADDED_BATCH`] rows in input order would have added to those.
+    /// The number of padding tokens that batches of [`PADDED_BATCH`] rows in input order would have added.
     pub padding_avoided: u64,
-    /// Rows with an error, by [`Rejection::KINDS`].
+    /// The number of rejected rows of each kind in [`Rejection::KINDS`].
     pub rejected: [u64; Rejection::KINDS.len()],
 }
 
 impl Counts {
-    /// Rows with an error.
+    /// Returns the number of rejected rows.
     #[must_use]
     pub fn rejected_rows(&self) -> u64 {
         self.rejected.iter().sum()
@@ -56,7 +56,7 @@ impl Counts {
 }
 
 impl Tally {
-    /// Reads all counters.
+    /// Returns a snapshot of all counters.
     #[must_use]
     pub fn counts(&self) -> Counts {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -74,17 +74,20 @@ impl Tally {
         }
     }
 
-    pub(super) fn planned(&self, rows: usize, tokens: usize) {
+    /// Adds a tokenized window: its rows, and the tokens that the encoder will process.
+    pub(super) fn add_planned(&self, rows: usize, tokens: usize) {
         add(&self.rows_planned, rows);
         add(&self.tokens_planned, tokens);
     }
 
-    pub(super) fn batch(&self, sequences: usize, tokens: usize) {
+    /// Adds a batch that the encoder processed.
+    pub(super) fn add_batch(&self, sequences: usize, tokens: usize) {
         add(&self.scored, sequences);
         add(&self.tokens, tokens);
     }
 
-    pub(super) fn window(&self, window: &WindowCounts) {
+    /// Adds a finished window.
+    pub(super) fn add_window(&self, window: &WindowCounts) {
         add(&self.rows, window.rows);
         add(&self.remembered, window.remembered);
         add(&self.truncated, window.truncated);
@@ -96,7 +99,7 @@ impl Tally {
     }
 }
 
-/// A finished window's part of the [`Counts`].
+/// The counts of one finished window.
 #[derive(Debug, Default)]
 pub(super) struct WindowCounts {
     pub(super) rows: usize,

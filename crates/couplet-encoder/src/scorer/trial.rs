@@ -1,7 +1,7 @@
-//! Trial scoring: the lengths of texts and the speed of their batches, measured before anything is scored.
+//! Trial scoring: measures the lengths of texts and the speed of batches on a sample, before the actual scoring.
 //!
-//! A plan, and a run on a cluster, tokenize some of the texts. A plan then runs some of the batches that a window of them
-//! is cut into, on all threads, for a given time. Nothing is cached, and the scorer's counters do not move.
+//! A plan and a run on a cluster tokenize a sample of the texts. A plan then runs some of the sample's batches on all
+//! threads for a limited time. Trials do not change the prediction cache or the scorer's counters.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,62 +12,62 @@ use rayon::prelude::*;
 use super::{PADDED_BATCH, Prediction, Rejection, Scorer, ScorerError, Window, pack};
 use crate::model::Encoding;
 
-/// Texts that were tokenized to learn something about all of them.
+/// A tokenized sample of texts.
 #[derive(Debug, Default)]
 pub struct Tokenized {
     encodings: Vec<Encoding>,
-    /// Tokens of each text or pair as it would be scored, in the window's order.
+    /// The number of tokens of each text or pair after truncation, in the window's order.
     pub lengths: Vec<usize>,
-    /// The same before anything is cut off.
-    pub uncut: Vec<usize>,
-    /// How many are cut.
+    /// The number of tokens of each text or pair before truncation, in the window's order.
+    pub untruncated: Vec<usize>,
+    /// The number of truncated texts or pairs.
     pub truncated: usize,
-    /// How many the tokenizer refuses.
-    pub refused: usize,
-    /// How long it took on all threads, in seconds.
+    /// The number of texts or pairs that the tokenizer rejected.
+    pub rejected: usize,
+    /// The wall time of the tokenization on all threads, in seconds.
     pub seconds: f64,
 }
 
 impl Tokenized {
-    /// Tokens of all of them.
+    /// Returns the number of tokens after truncation in the whole sample.
     #[must_use]
     pub fn tokens(&self) -> usize {
         self.lengths.iter().sum()
     }
 
-    /// Padding tokens that batches of [`PADDED_BATCH`] in input order would add.
+    /// Returns the number of padding tokens that batches of [`PADDED_BATCH`] rows in input order would add.
     #[must_use]
     pub fn padding(&self) -> usize {
         pack::padding_of_batches(&self.lengths, PADDED_BATCH)
     }
 }
 
-/// How quickly batches ran.
+/// The measured speed of batches.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Pace {
-    /// Batches that ran.
+    /// The number of batches that ran.
     pub batches: usize,
-    /// Their tokens.
+    /// The number of tokens in those batches.
     pub tokens: usize,
-    /// Threads that ran them.
+    /// The number of threads that ran at least one batch.
     pub threads: usize,
-    /// For how long, in seconds.
+    /// The time of the busiest thread, in seconds.
     pub seconds: f64,
-    /// Tokens a second of all threads together.
+    /// The throughput of all threads together, in tokens per second.
     pub tokens_per_second: f64,
 }
 
 impl Scorer {
-    /// Tokenizes the texts of a window on all threads; those that cannot be scored are left out.
+    /// Tokenizes the texts of a window on all threads. Rows that cannot be scored are skipped.
     ///
     /// # Errors
-    /// The threads are gone.
+    /// Returns [`ScorerError::Stopped`] if the blocking task panics or is cancelled.
     pub async fn tokenize(&self, window: Window) -> Result<Tokenized, ScorerError> {
         let scorer = self.clone();
-        blocking(move || scorer.tokenize_here(&window)).await
+        blocking(move || scorer.tokenize_blocking(&window)).await
     }
 
-    fn tokenize_here(&self, window: &Window) -> Tokenized {
+    fn tokenize_blocking(&self, window: &Window) -> Tokenized {
         let (shared, began) = (&self.0, Instant::now());
         let rows: Vec<usize> = (0..window.len()).filter(|&row| window.rejection(row).is_none()).collect();
         let encode = |&row: &usize| {
@@ -77,26 +77,26 @@ impl Scorer {
         };
         let encoded: Vec<Option<(usize, Encoding)>> = shared.pool.install(|| rows.par_iter().map(encode).collect());
         let seconds = began.elapsed().as_secs_f64();
-        let refused = encoded.iter().filter(|encoding| encoding.is_none()).count();
-        let mut tokenized = Tokenized { refused, seconds, ..Tokenized::default() };
+        let rejected = encoded.iter().filter(|encoding| encoding.is_none()).count();
+        let mut tokenized = Tokenized { rejected, seconds, ..Tokenized::default() };
         for (row, encoding) in encoded.into_iter().flatten() {
             let length = encoding.input_ids.len();
-            let uncut = if encoding.truncated {
+            let untruncated = if encoding.truncated {
                 tokenized.truncated += 1;
-                shared.tokenizer.uncut_length(window.text(row), window.text_pair(row)).unwrap_or(length)
+                shared.tokenizer.untruncated_length(window.text(row), window.text_pair(row)).unwrap_or(length)
             } else {
                 length
             };
             tokenized.lengths.push(length);
-            tokenized.uncut.push(uncut);
+            tokenized.untruncated.push(untruncated);
             tokenized.encodings.push(encoding);
         }
         tokenized
     }
 
-    /// Predictions of no meaning, each with other numbers: what a trial of writing is made of.
+    /// Returns predictions with varied but meaningless values, for a trial of the output stage.
     #[must_use]
-    pub fn imagined(&self, rows: usize) -> Vec<Result<Prediction, Rejection>> {
+    pub fn placeholder_predictions(&self, rows: usize) -> Vec<Result<Prediction, Rejection>> {
         let model = &self.0.model;
         let outputs = model.config.labels.len().max(1);
         let logit = |row: usize, output: usize| ((row * outputs + output) as f32 * 0.618_034).fract() * 8.0 - 4.0;
@@ -107,20 +107,20 @@ impl Scorer {
         (0..rows).map(predict).collect()
     }
 
-    /// Runs batches of these texts, packed as a window of them would be, on all threads until `budget` is over, at least
-    /// one a thread, or all have run; none if there are no texts.
+    /// Runs batches of the sample on all threads and returns their speed, or `None` if the sample is empty.
     ///
-    /// Which batches run is spread over the lengths: a window goes from its longest texts to its shortest, and the first
-    /// batches alone would say too little of the others.
+    /// The texts are packed like a window. Each thread runs at least one batch if there are enough, then continues
+    /// until `budget` is used up or all batches have run. A window is sorted from its longest texts to its shortest, so
+    /// the batches run in an order that spreads over all lengths.
     ///
     /// # Errors
-    /// A failure of the encoder.
+    /// Returns an error if the encoder fails.
     pub async fn pace(&self, texts: Arc<Tokenized>, budget: Duration) -> Result<Option<Pace>, ScorerError> {
         let scorer = self.clone();
-        blocking(move || scorer.pace_here(&texts, budget)).await?
+        blocking(move || scorer.pace_blocking(&texts, budget)).await?
     }
 
-    fn pace_here(&self, texts: &Tokenized, budget: Duration) -> Result<Option<Pace>, ScorerError> {
+    fn pace_blocking(&self, texts: &Tokenized, budget: Duration) -> Result<Option<Pace>, ScorerError> {
         let shared = &self.0;
         let batches = pack::plan(&texts.lengths, shared.batch_tokens);
         let Some(last) = batches.last() else { return Ok(None) };
@@ -129,14 +129,14 @@ impl Scorer {
             ran.map(|(_, tokens)| tokens)
         };
         let rayon = shared.pool.rayon();
-        // What happens once, such as the first touch of memory, is not paid by every batch.
+        // Warms up each thread: one-time costs, such as page faults, must not count.
         for warm in rayon.broadcast(|_| run(&last[..1])) {
             warm?;
         }
         let (order, next, start) = (spread(batches.len()), AtomicUsize::new(0), Instant::now());
         let threads = rayon.broadcast(|_| -> Result<(usize, usize, f64), ScorerError> {
             let (mut ran, mut tokens, mut busy) = (0, 0, 0.0);
-            // One batch at least, on however busy a machine: without any there is no pace.
+            // At least one batch, even on a busy machine: without one there is no speed.
             while (ran == 0 || start.elapsed() < budget)
                 && let Some(&batch) = order.get(next.fetch_add(1, Ordering::Relaxed))
             {
@@ -148,7 +148,7 @@ impl Scorer {
             Ok((ran, tokens, busy))
         });
         let threads = threads.into_iter().collect::<Result<Vec<_>, _>>()?;
-        // Threads end at different times; the time in which one has nothing to do any more is nobody's pace.
+        // Threads end at different times. The idle time after a thread's last batch does not count.
         let busy = threads.iter().filter(|(_, tokens, busy)| *tokens > 0 && *busy > 0.0);
         Ok(Some(Pace {
             batches: threads.iter().map(|(ran, ..)| ran).sum(),
@@ -164,7 +164,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     tokio::task::spawn_blocking(work).await.map_err(|_| ScorerError::Stopped)
 }
 
-/// All of `0..n`, in steps of about the golden section, so that the first few of them are spread over the whole.
+/// Returns a permutation of `0..n` in steps of about the golden ratio, so that every prefix is spread over the range.
 fn spread(n: usize) -> Vec<usize> {
     let gcd = |mut a: usize, mut b: usize| {
         while b > 0 {
@@ -182,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_batches_are_spread_over_all_and_each_comes_once() {
+    fn the_batch_order_is_a_permutation_whose_start_is_spread_out() {
         for n in 0..200 {
             let mut order = spread(n);
             if n >= 20 {

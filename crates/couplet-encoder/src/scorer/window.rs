@@ -1,4 +1,4 @@
-//! A window of rows, and the jobs that score it.
+//! A window of rows and the jobs that score it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -14,19 +14,19 @@ use super::prediction::{Prediction, Rejection};
 use super::{MAX_TEXT_BYTES, ScorerError, Shared, pack};
 use crate::model::{Encoding, Model};
 
-/// Rows that one job tokenizes: a few milliseconds of work.
+/// The number of rows per tokenization job: a few milliseconds of work.
 const TOKENIZE_ROWS: usize = 128;
 
-/// A column of texts with the name that errors call it by.
+/// A column of texts with its name, which error messages contain.
 #[derive(Debug, Clone)]
 pub struct TextColumn {
     /// The column's name.
     pub name: String,
-    /// Its values.
+    /// The texts.
     pub values: StringViewArray,
 }
 
-/// Rows that are scored together: single texts, or pairs.
+/// Rows that are scored together: single texts or pairs.
 #[derive(Debug, Clone)]
 pub struct Window {
     text: TextColumn,
@@ -34,40 +34,40 @@ pub struct Window {
 }
 
 impl Window {
-    /// Makes a window of one or two columns.
+    /// Creates a window of one or two columns.
     ///
     /// # Panics
-    /// If the columns differ in length.
+    /// Panics if the columns differ in length.
     #[must_use]
     pub fn new(text: TextColumn, text_pair: Option<TextColumn>) -> Self {
         assert!(text_pair.as_ref().is_none_or(|pair| pair.values.len() == text.values.len()), "columns of one length");
         Self { text, text_pair }
     }
 
-    /// Rows of the window.
+    /// Returns the number of rows.
     #[must_use]
     pub fn len(&self) -> usize {
         self.text.values.len()
     }
 
-    /// Whether there are no rows.
+    /// Returns true if the window has no rows.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Its columns.
+    /// Returns the text columns.
     pub fn columns(&self) -> impl Iterator<Item = &TextColumn> {
         std::iter::once(&self.text).chain(&self.text_pair)
     }
 
-    /// The bytes of a row's texts.
+    /// Returns the size of a row's texts in bytes.
     #[must_use]
     pub fn bytes(&self, row: usize) -> usize {
         self.columns().map(|column| if column.values.is_null(row) { 0 } else { column.values.value(row).len() }).sum()
     }
 
-    /// Some of its rows.
+    /// Returns the `length` rows that start at `offset`, without copying the texts.
     #[must_use]
     pub fn slice(&self, offset: usize, length: usize) -> Self {
         let slice =
@@ -83,13 +83,14 @@ impl Window {
         self.text_pair.as_ref().map(|pair| pair.values.value(row))
     }
 
-    /// What a row's texts are remembered by; none if they cannot be scored.
+    /// Returns the cache key of a row's texts, or `None` if they cannot be scored.
     #[must_use]
     pub fn key(&self, row: usize) -> Option<TextKey> {
         self.rejection(row).is_none().then(|| text_key(self.text(row), self.text_pair(row)))
     }
 
-    /// Whether these are the keys of its rows: a text that is not as it was written has another one.
+    /// Returns true if `keys` are the cache keys of the window's rows. Detects texts that were corrupted in storage or
+    /// in transit.
     pub fn has_keys(&self, keys: &ArrayRef) -> bool {
         let Ok(keys) = cast(keys, &DataType::Binary) else { return false };
         let keys = keys.as_binary::<i32>();
@@ -97,7 +98,7 @@ impl Window {
             && keys.iter().enumerate().all(|(row, key)| key == self.key(row).as_ref().map(AsRef::as_ref))
     }
 
-    /// Why a row cannot be scored, as far as its texts alone tell.
+    /// Returns the reason why a row cannot be scored, or `None` if its texts are valid. Does not run the tokenizer.
     #[must_use]
     pub fn rejection(&self, row: usize) -> Option<Rejection> {
         for column in self.columns() {
@@ -110,52 +111,54 @@ impl Window {
                 return Some(Rejection::TooLarge { column: name(), bytes });
             }
         }
-        // An empty second text is a pair that models are trained on; an empty first one says nothing.
+        // Models are trained on pairs with an empty second text. An empty first text carries no information.
         self.text(row).trim().is_empty().then(|| Rejection::Empty { column: self.text.name.clone() })
     }
 }
 
-/// The texts of a window that are being scored, shared by the jobs that do it.
+/// The state of a window that is being scored, shared by its jobs.
 pub(super) struct Work {
     shared: Arc<Shared>,
     window: Arc<Window>,
+    /// The rows to score and their slots.
     rows: Vec<(usize, Slot)>,
-    /// Rows of the window that count as planned once these texts are tokenized.
+    /// The number of rows to add to the planned rows once the texts are tokenized.
     rows_to_plan: usize,
+    /// The tokenized texts, each with its index in `rows`.
     encodings: Mutex<Vec<(usize, Encoding)>>,
-    /// Jobs of the present step that have not ended.
+    /// The number of unfinished jobs in the current step.
     jobs: AtomicUsize,
     stopped: AtomicBool,
     done: Mutex<Option<oneshot::Sender<Result<(), ScorerError>>>>,
 }
 
-/// The end of some work; dropping it stops the work.
-pub(super) struct Finished {
+/// A handle to the jobs of a window. Dropping it cancels them.
+pub(super) struct WorkHandle {
     work: Arc<Work>,
     done: oneshot::Receiver<Result<(), ScorerError>>,
 }
 
-impl Finished {
-    /// Waits until every text has its answer.
-    pub(super) async fn finished(mut self) -> Result<(), ScorerError> {
+impl WorkHandle {
+    /// Waits until every text has an outcome.
+    pub(super) async fn wait(mut self) -> Result<(), ScorerError> {
         (&mut self.done).await.unwrap_or(Err(ScorerError::Stopped))
     }
 }
 
-impl Drop for Finished {
+impl Drop for WorkHandle {
     fn drop(&mut self) {
         self.work.stopped.store(true, Ordering::Relaxed);
     }
 }
 
 impl Work {
-    /// Queues the tokenization of the given rows, after which the rest follows by itself.
+    /// Queues the tokenization jobs of the given rows. The last of them queues the forward jobs.
     pub(super) fn start(
         shared: &Arc<Shared>,
         window: &Arc<Window>,
         rows: Vec<(usize, Slot)>,
         rows_to_plan: usize,
-    ) -> Finished {
+    ) -> WorkHandle {
         let (sender, done) = oneshot::channel();
         let jobs = rows.len().div_ceil(TOKENIZE_ROWS);
         let work = Arc::new(Self {
@@ -180,27 +183,27 @@ impl Work {
                 Self::forward_all,
             );
         }
-        Finished { work, done }
+        WorkHandle { work, done }
     }
 
-    /// Queues a job of the present step; the last one to end goes on to what comes `then`.
+    /// Queues a job of the current step. The last job of the step to end calls `next_step`.
     fn spawn(
         self: &Arc<Self>,
         job: impl FnOnce(&Self) -> Result<(), ScorerError> + Send + 'static,
-        then: fn(&Arc<Self>),
+        next_step: fn(&Arc<Self>),
     ) {
         let work = Arc::clone(self);
         self.shared.pool.spawn(move || {
             if !work.stopped.load(Ordering::Relaxed) {
-                // A panic in a job is a bug; it must fail this window, not hang or abort the process.
+                // A panic in a job is a bug. It must fail this window without hanging or aborting the process.
                 match catch_unwind(AssertUnwindSafe(|| job(&work))) {
                     Ok(Ok(())) => {}
-                    Ok(Err(error)) => work.end(Err(error)),
-                    Err(_) => work.end(Err(ScorerError::Stopped)),
+                    Ok(Err(error)) => work.finish(Err(error)),
+                    Err(_) => work.finish(Err(ScorerError::Stopped)),
                 }
             }
             if work.jobs.fetch_sub(1, Ordering::AcqRel) == 1 {
-                then(&work);
+                next_step(&work);
             }
         });
     }
@@ -221,31 +224,31 @@ impl Work {
 
     fn forward_all(self: &Arc<Self>) {
         let mut encodings = std::mem::take(&mut *self.encodings.lock().unwrap_or_else(PoisonError::into_inner));
-        // Jobs end in any order; the plan shall not depend on it.
+        // Jobs end in any order. The batches must not depend on that order.
         encodings.sort_by_key(|(i, _)| *i);
         let lengths: Vec<usize> = encodings.iter().map(|(_, encoding)| encoding.input_ids.len()).collect();
-        self.shared.tally.planned(self.rows_to_plan, lengths.iter().sum());
+        self.shared.tally.add_planned(self.rows_to_plan, lengths.iter().sum());
         let batches = pack::plan(&lengths, self.shared.batch_tokens);
         if batches.is_empty() || self.stopped.load(Ordering::Relaxed) {
-            return self.end(Ok(()));
+            return self.finish(Ok(()));
         }
         self.jobs.store(batches.len(), Ordering::Release);
         let mut encodings: Vec<Option<(usize, Encoding)>> = encodings.into_iter().map(Some).collect();
         for batch in batches {
             let sequences: Vec<(usize, Encoding)> = batch.into_iter().filter_map(|i| encodings[i].take()).collect();
-            self.spawn(move |work| work.forward(&sequences), |work| work.end(Ok(())));
+            self.spawn(move |work| work.forward(&sequences), |work| work.finish(Ok(())));
         }
     }
 
     fn forward(&self, sequences: &[(usize, Encoding)]) -> Result<(), ScorerError> {
         let (logits, tokens) = self.shared.forward(sequences.iter().map(|(_, encoding)| encoding))?;
-        let broken = logits.iter().filter(|logits| !logits.iter().all(|logit| logit.is_finite())).count();
-        if broken > 0 {
+        let non_finite = logits.iter().filter(|logits| !logits.iter().all(|logit| logit.is_finite())).count();
+        if non_finite > 0 {
             return Err(ScorerError::Forward {
                 sequences: sequences.len(),
                 tokens,
                 problem: format!(
-                    "the model computes no finite logits for {broken} of them: its weights hold NaN or infinity, or numbers \
+                    "the model computes no finite logits for {non_finite} of them: its weights hold NaN or infinity, or numbers \
                      too large for {}",
                     self.shared.precision
                 ),
@@ -257,19 +260,19 @@ impl Work {
             let prediction = Prediction::of_logits(&logits, config, calibration.as_ref(), input_ids.len(), *truncated);
             self.rows[*i].1.get_or_init(|| Answer::Scored(prediction));
         }
-        self.shared.tally.batch(sequences.len(), tokens);
+        self.shared.tally.add_batch(sequences.len(), tokens);
         Ok(())
     }
 
-    /// Ends the work, once: slots still empty are given up, and all who wait are told.
-    fn end(&self, result: Result<(), ScorerError>) {
+    /// Ends the work. Marks empty slots as abandoned and wakes all waiting tasks. Only the first call has an effect.
+    fn finish(&self, result: Result<(), ScorerError>) {
         let Some(done) = self.done.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
         self.stopped.store(true, Ordering::Relaxed);
         for (_, slot) in &self.rows {
             slot.get_or_init(|| Answer::Abandoned);
         }
-        self.shared.memo.announce();
-        // Nobody may be waiting any more.
+        self.shared.memo.notify_waiters();
+        // The receiver may have been dropped.
         let _ = done.send(result);
     }
 }
