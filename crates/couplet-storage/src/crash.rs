@@ -4,7 +4,7 @@
 //! `COUPLET_CRASH=store.after` kills the process at the first point of that name, `COUPLET_CRASH=store.after:3` at the
 //! third. `COUPLET_STOP` stops it in the same way. A release build has no crash points.
 
-/// Kills or stops the process here, if a test asked for it.
+/// Kills or stops the process if a test has set a crash point of this name.
 #[cfg(debug_assertions)]
 pub fn point(name: &str) {
     use std::sync::atomic::{AtomicU32, Ordering};
@@ -27,7 +27,7 @@ pub fn point(name: &str) {
     }
 }
 
-/// Does nothing.
+/// Does nothing: release builds have no crash points.
 #[cfg(not(debug_assertions))]
 #[inline]
 pub fn point(_: &str) {}

@@ -1,8 +1,8 @@
 //! Atomic files: a file appears under its name only when it is complete.
 //!
 //! The file is written next to its target under a hidden name, without the extension that readers look for, and renamed
-//! at the end. The writer holds a lock on it. By this lock a later run tells the leftovers of a killed run, which it
-//! removes, from the file of a live one.
+//! at the end. The writer holds a lock on it. The lock lets a later run tell the file of a live run from the leftovers
+//! of a killed one, which it removes.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, BufWriter, Write};
@@ -15,16 +15,16 @@ use uuid::Uuid;
 use super::attributes::{creating, follow_links, keep};
 use crate::files;
 
-/// The suffix of names of files and folders that are not complete.
+/// The suffix of the names of incomplete files and folders.
 pub const TEMPORARY: &str = ".couplet-tmp";
 
 /// Maximum time for a process to lock a file or folder after creating it.
 const TO_LOCK: Duration = Duration::from_millis(100);
 
-/// Minimum age of a file or folder whose process must have locked it by now.
+/// Age after which a file or folder must have been locked by the process that created it.
 const NEW: Duration = Duration::from_secs(10);
 
-/// A file before it is published; dropping it before [`AtomicFile::publish`] removes it.
+/// A file that is not published yet. Dropping it before [`AtomicFile::publish`] removes it.
 pub struct AtomicFile {
     target: PathBuf,
     temporary: PathBuf,
@@ -32,7 +32,7 @@ pub struct AtomicFile {
 }
 
 impl AtomicFile {
-    /// Begins a file for `target`, and creates its folder if needed.
+    /// Creates a temporary file for `target`, and the folder of `target` if needed.
     ///
     /// # Errors
     /// A folder that cannot be created or written.
@@ -65,7 +65,7 @@ impl AtomicFile {
         let Some(writer) = self.file.take() else { return Err(io::Error::other("published twice")) };
         let published = writer.into_inner().map_err(io::IntoInnerError::into_error).and_then(|file| {
             keep(&file, &self.target)?;
-            // Without this, a rename could survive a power failure that the contents do not.
+            // Otherwise a power failure could keep the rename and lose the contents.
             file.sync_all()?;
             let bytes = file.metadata()?.len();
             fs::rename(&self.temporary, &self.target)?;
@@ -110,7 +110,7 @@ pub const NOT_DURABLE: &str = "the disk did not confirm that it is durable";
 pub struct NotDurable(io::Error);
 
 impl NotDurable {
-    /// Returns the warning for this error of a sync.
+    /// Creates the warning for a failed sync.
     #[must_use]
     pub fn new(error: &io::Error) -> Self {
         Self(io::Error::new(error.kind(), error.to_string()))
@@ -137,7 +137,7 @@ pub fn folder_of(target: &Path) -> &Path {
 /// Locks a temporary file or folder. Returns true if that succeeded.
 #[must_use]
 pub fn hold(file: &File) -> bool {
-    // A process that tests the lock holds it for a moment.
+    // Another process that tests the lock holds it for a moment.
     for pause in 1..8 {
         match file.try_lock() {
             Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(pause)),

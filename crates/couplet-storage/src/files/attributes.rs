@@ -53,7 +53,8 @@ fn refuse_foreign(_: &Path, _: &fs::Metadata) -> io::Result<()> {
     Ok(())
 }
 
-/// Returns options to create a file that will replace `target`. Not even for a moment may more users read it.
+/// Returns options to create a file that will replace `target`. At no time can more users read the new file than the
+/// old one.
 pub(super) fn creating(target: &Path) -> fs::OpenOptions {
     let mut options = File::options();
     options.write(true).create_new(true);
@@ -78,7 +79,7 @@ pub(super) fn create_folder(path: &Path, target: &Path) -> io::Result<()> {
 }
 
 /// Copies owner, mode, access control list and extended attributes from the target to the file or folder that is about
-/// to replace it, as far as this user may.
+/// to replace it, as far as this user is permitted to.
 ///
 /// # Errors
 /// A mode that cannot be set.

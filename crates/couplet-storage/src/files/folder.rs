@@ -100,7 +100,7 @@ fn without_temporary(name: &str) -> Option<&str> {
     Uuid::try_parse(id).is_ok().then_some(name)
 }
 
-/// A folder before it is published; dropping it before [`AtomicFolder::publish`] removes it.
+/// A folder that is not published yet. Dropping it before [`AtomicFolder::publish`] removes it.
 #[derive(Debug)]
 pub struct AtomicFolder {
     kind: &'static FolderKind,
@@ -111,7 +111,7 @@ pub struct AtomicFolder {
 }
 
 impl AtomicFolder {
-    /// Begins a folder for `target`, creates its parent folder if needed, and removes leftovers of killed runs.
+    /// Creates a temporary folder for `target`, and the parent folder if needed. Removes leftovers of killed runs.
     ///
     /// # Errors
     /// A folder that cannot be created; a target that is a file.
@@ -132,7 +132,7 @@ impl AtomicFolder {
         Ok(Self { kind, target: target.to_owned(), temporary, _lock: lock })
     }
 
-    /// The folder to write the files to.
+    /// Returns the folder to write the files to.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.temporary
@@ -195,8 +195,8 @@ pub fn recover(target: &Path, kind: &FolderKind) -> io::Result<()> {
     }
 }
 
-/// Returns why a folder may not replace `target`, if so: `target` is neither empty nor of the same kind, or it has
-/// files that would be lost.
+/// Returns the reason why a folder may not replace `target`, if there is one: `target` is neither empty nor of the same
+/// kind, or it has files that would be lost.
 #[must_use]
 pub fn irreplaceable(target: &Path, kind: &FolderKind) -> Option<String> {
     let is_empty = || target.read_dir().is_ok_and(|mut entries| entries.next().is_none());
@@ -240,7 +240,7 @@ fn aside(target: &Path) -> io::Result<PathBuf> {
     Ok(around.join(format!(".{name}{ASIDE}")))
 }
 
-/// The parent of a folder, and the folder's name.
+/// Returns the parent of a folder and the folder's name.
 fn parts(target: &Path) -> io::Result<(&Path, String)> {
     let name = target.file_name().ok_or_else(|| io::Error::other("it is not the name of a folder"))?;
     Ok((folder_of(target), name.to_string_lossy().into_owned()))

@@ -14,19 +14,19 @@ use super::settings::Settings;
 use crate::objects::{ObjectsError, Trouble};
 use crate::place::{HubModel, Place};
 
-/// The longest time without a response or further bytes from a hub.
+/// The timeout for a response, and for further bytes, from a hub.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The largest number of attempts for a request that the hub or the network fails.
+/// The maximum number of attempts for a request if the hub or the network fails.
 const ATTEMPTS: u32 = 3;
 
-/// The pause before a retry, times the number of failed attempts.
+/// The delay before a retry, multiplied by the number of failed attempts.
 pub(super) const PAUSE: Duration = Duration::from_millis(500);
 
-/// The largest list of files that is read, in bytes.
+/// The maximum size of a file listing, in bytes.
 const MAX_LISTING: usize = 64 << 20;
 
-/// The longest wait that a hub may ask for with `Retry-After`. If it asks for more, the run fails.
+/// The longest `Retry-After` that is honoured. If the hub requests a longer delay, the run fails.
 const LONGEST_WAIT: Duration = Duration::from_mins(2);
 
 /// A client of a hub for one model.
@@ -51,7 +51,7 @@ pub(super) struct Answer {
     is_redirected: bool,
 }
 
-/// A failed request, with the wait that the server asks for.
+/// A failed request, with the delay that the server requests.
 struct Failed {
     error: ObjectsError,
     wait: Option<Duration>,
@@ -172,8 +172,8 @@ impl<'a> Hub<'a> {
         // Its body is not read.
         let answer = self.ask(&url, 0).await?;
         let (etag, size) = if answer.is_redirected {
-            // The hash is in the hub's redirect, which only `Api::metadata` reads. With a token, that would send the
-            // token on to the other host.
+            // The hash is in the hub's redirect, which only `Api::metadata` reads. With a token, that call would
+            // forward the token to the other host.
             let anonymous = api(self.settings, self.model, None)?;
             let asked = tokio::time::timeout(PATIENCE, anonymous.metadata(&url)).await.map_err(|_| self.slow())?;
             let found = asked.map_err(|_| {
@@ -203,7 +203,7 @@ impl<'a> Hub<'a> {
         self.api.repo(repo).url(&path)
     }
 
-    /// Sends a request, with retries if the hub or the network fails. A refusal of the hub is an error.
+    /// Sends a request, with retries if the hub or the network fails. Returns an error if the hub refuses it.
     async fn ask(&self, url: &str, start: u64) -> Result<Answer, ObjectsError> {
         let mut attempt = 1;
         loop {
@@ -255,7 +255,7 @@ impl<'a> Hub<'a> {
         Ok(Answer { status, body: Box::pin(body), part, etag, length, is_redirected })
     }
 
-    /// Returns the next bytes of a body; none at its end.
+    /// Returns the next bytes of a body, or `None` at its end.
     pub(super) async fn next(&self, body: &mut Body) -> Result<Option<bytes::Bytes>, ObjectsError> {
         let next = tokio::time::timeout(PATIENCE, futures::StreamExt::next(body)).await.map_err(|_| self.slow())?;
         next.transpose().map_err(|e| problem::of_network(self, &e))

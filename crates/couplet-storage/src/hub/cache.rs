@@ -15,13 +15,13 @@ use crate::files::{self, MAX_JSON, MAX_TEXT, TEMPORARY};
 use crate::hub::{ModelFolder, Needed};
 use crate::place::HubModel;
 
-/// The reason for which a cached model may be incomplete.
+/// The reason why a cached model may be incomplete.
 pub(super) enum Gap {
     /// A required file is missing.
     Lacks(String),
-    /// These files may be missing, as a download ended early.
+    /// These files may be missing, because a download ended early.
     Unfinished(Vec<String>),
-    /// These files may be missing, as no program has asked the hub for them.
+    /// These files may be missing, because no program has requested them from the hub.
     Unasked(Vec<String>),
 }
 
@@ -92,7 +92,7 @@ impl Snapshot {
         self.locks.join(format!("{etag}.lock"))
     }
 
-    /// Returns the reason for which the cached files may be incomplete; none if the model can be loaded from them.
+    /// Returns the reason why the cached files may be incomplete, or `None` if the model can be loaded from them.
     ///
     /// Files that a commit does not have are recorded beside its snapshot, so a file that is neither present nor
     /// recorded was not fetched. couplet records or fetches the calibration before all other files. If it is neither

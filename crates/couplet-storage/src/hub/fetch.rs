@@ -16,13 +16,13 @@ use super::folder::lock;
 use crate::files;
 use crate::objects::{ObjectsError, Trouble};
 
-/// The largest number of consecutive connections that bring no new bytes.
+/// The maximum number of consecutive connections that bring no new bytes.
 const ATTEMPTS: u32 = 5;
 
 /// The interval between two log lines about a download if there is no terminal.
 const LOG_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Fetches those of the files that the snapshot lacks.
+/// Fetches the files that the snapshot lacks.
 pub(super) async fn all(hub: &Hub<'_>, snapshot: &Snapshot, files: &[RemoteFile]) -> Result<(), ObjectsError> {
     let missing: Vec<&RemoteFile> = files.iter().filter(|file| !snapshot.has(&file.path, file.size)).collect();
     let mut contents = Vec::new();
@@ -202,7 +202,7 @@ impl Unfinished {
     fn open(path: PathBuf, etag: &str, size: u64) -> io::Result<Self> {
         let file = files::open_with(File::options().read(true).write(true).create(true).truncate(false), &path)?;
         let mut unfinished = Self { path, file, length: 0, size, etag: etag.to_owned(), hash: Hash::new(etag, size) };
-        // A file that is too long is another content, and one without a known hash cannot be verified.
+        // A file that is too long has other content, and one without a known hash cannot be verified.
         if unfinished.file.metadata()?.len() > size || matches!(unfinished.hash, Hash::Unknown) {
             unfinished.restart()?;
             return Ok(unfinished);
@@ -251,7 +251,7 @@ impl Unfinished {
     }
 }
 
-/// The hash of a content: SHA-256 for large files, git's SHA-1 for others, unknown on some mirrors.
+/// A content hash: SHA-256 for large files, git's SHA-1 for others, unknown on some mirrors.
 enum Hash {
     Sha256(Box<Sha256>),
     Git(Box<Sha1>),

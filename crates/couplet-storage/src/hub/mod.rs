@@ -6,8 +6,8 @@
 //! ```
 //!
 //! Files go to the cache of `huggingface_hub`, in its layout and under its locks, so both programs share downloads. A
-//! commit that is complete in the cache needs no network. With `HF_HUB_OFFLINE=1` nothing does. A branch or tag is
-//! resolved to a commit once per process. Only the files that a model is loaded from are fetched.
+//! commit that is complete in the cache needs no network. With `HF_HUB_OFFLINE=1` no request is sent at all. A branch
+//! or tag is resolved to a commit once per process. Only the files that a model is loaded from are fetched.
 //!
 //! The crate `hf-hub` provides names, URLs and credentials. Downloads are implemented here, because it does not verify
 //! contents, resumes whole chunks only, gives up on a lock after five seconds, and lacks some environment variables.
@@ -35,7 +35,7 @@ use api::{Hub, Listing, RemoteFile};
 use cache::{Gap, Snapshot};
 use settings::{OFFLINE, Settings};
 
-/// The largest number of files of a model: an untrusted index could name any number.
+/// The maximum number of files of a model: an untrusted index could name any number.
 const MOST_FILES: usize = 1000;
 
 /// Returns the folder of the hub's cache.
@@ -49,7 +49,7 @@ pub fn cache_folder(model: &HubModel) -> Result<PathBuf, ObjectsError> {
 /// Returns the local folder of a hub's model: a snapshot in the cache, after fetching its missing files.
 ///
 /// # Errors
-/// A repository, revision or file that is not there, a hub that refuses or cannot be reached, a disk that is full.
+/// A repository, revision or file that does not exist; a hub that refuses or cannot be reached; a full disk.
 pub async fn snapshot_folder(model: &HubModel) -> Result<ModelFolder, ObjectsError> {
     let settings = Settings::from_env(model)?;
     if model.is_pinned() {
@@ -73,8 +73,8 @@ pub async fn snapshot_folder(model: &HubModel) -> Result<ModelFolder, ObjectsErr
     Ok(snapshot.into_folder())
 }
 
-/// Returns the path of another file in the model's folder, fetched if needed; none if there is no such file or it is
-/// longer than `limit` bytes.
+/// Returns the path of another file in the model's folder, fetched if needed. Returns `None` if there is no such file
+/// or if it is longer than `limit` bytes.
 ///
 /// # Errors
 /// As [`snapshot_folder`].
@@ -147,7 +147,7 @@ fn from_cache(
         ),
     }
     if let Some(error) = unreachable {
-        // A cached model is better than no run tonight.
+        // A run with the cached model is better than a failed run.
         tracing::warn!("{error}; using commit {} from the cache", snapshot.commit());
     }
     Ok(snapshot.into_folder())
@@ -183,7 +183,8 @@ fn listed(names: &[String]) -> String {
     }
 }
 
-/// Records that a commit has no such file. If the cache is read-only, nothing is recorded and the hub is asked again.
+/// Records that a commit has no such file. If the cache is read-only, nothing is recorded and a later run requests the
+/// file again.
 fn note_absent(snapshot: &Snapshot, name: &str) {
     if let Err(e) = snapshot.note_absent(name) {
         tracing::debug!("cannot note in the cache that commit {} has no {name}: {e}", snapshot.commit());

@@ -23,7 +23,7 @@ const OTHER_WEIGHTS: [(&str, &str); 7] = [
     (".mlmodel", "Core ML"),
 ];
 
-/// Refuses a folder from which no model can be loaded.
+/// Checks that a model can be loaded from the folder.
 pub(super) fn check(model: &HubModel, listing: &Listing, names: &[&str]) -> Result<(), ObjectsError> {
     let missing = |problem: String| Err(ObjectsError::new(&Place::Hub(model.clone()), Trouble::Missing, problem));
     let commit = &listing.commit[..listing.commit.len().min(12)];
@@ -86,7 +86,7 @@ pub(super) fn check(model: &HubModel, listing: &Listing, names: &[&str]) -> Resu
     }
 }
 
-/// Explains a response that is not a file.
+/// Explains an error response.
 pub(super) fn of_answer(
     hub: &Hub<'_>,
     status: u16,
@@ -96,7 +96,7 @@ pub(super) fn of_answer(
 ) -> ObjectsError {
     let (model, settings) = (hub.model(), hub.settings());
     let (repository, endpoint) = (model.repository(), settings.shown_endpoint());
-    // The message may come from a mirror, so it is shortened.
+    // The message may come from a mirror, so its length is limited.
     let response: String = message.unwrap_or_default().chars().filter(|char| !char.is_control()).take(200).collect();
     let response =
         if response.is_empty() { format!("status {status}") } else { format!("status {status}: {response}") };
@@ -150,7 +150,7 @@ pub(super) fn of_answer(
     hub.error(trouble, problem)
 }
 
-/// Explains a request that got no response, or only a part of it.
+/// Explains a request that got no response, or only a part of one.
 pub(super) fn of_network(hub: &Hub<'_>, error: &ApiError) -> ObjectsError {
     let endpoint = hub.settings().shown_endpoint();
     let ApiError::RequestError(request) = error else {

@@ -16,7 +16,7 @@ use crate::place::{HubModel, Place};
 /// The commit of a revision when this process first resolved it.
 pub(super) struct Resolved {
     pub(super) commit: String,
-    /// The hub's listing of the commit; none if the hub was not asked or did not answer.
+    /// The hub's listing of the commit; `None` if no request was sent or the hub did not answer.
     pub(super) listing: Option<Listing>,
     /// The error if the hub did not answer.
     pub(super) unreachable: Option<ObjectsError>,

@@ -56,14 +56,14 @@ pub const LOCK: &str = "lock.json";
 /// The default lease: how long a lock on an object store stays valid after its last renewal.
 pub const DEFAULT_LEASE: Duration = Duration::from_mins(1);
 
-/// Who wants a lock, and how much.
+/// A request for a lock.
 #[derive(Debug, Clone)]
 pub struct Claim {
     /// The id of the run.
     pub run_id: String,
     /// The name of its pipeline.
     pub pipeline: String,
-    /// The longest time to wait for a run that is alive. With none, the claim fails once that run is known to be alive.
+    /// The maximum time to wait for a live run. If `None`, the claim fails as soon as the holder is known to be alive.
     pub wait: Option<Duration>,
     /// The lease: how long the lock on an object store stays valid after its last renewal.
     pub lease: Duration,
@@ -82,8 +82,8 @@ enum Kind {
 
 /// Takes the lock of a store, waiting for at most the time in the claim.
 ///
-/// A holder on an object store that does not renew is watched for 1.25 times its lease, whatever the claim says: only
-/// then is it known to be dead. A holder whose process is known to have ended is replaced at once.
+/// A holder on an object store that does not renew is watched for 1.25 times its lease, even if the claim allows less
+/// time: only then is it known to be dead. A holder whose process is known to have ended is replaced at once.
 ///
 /// # Errors
 /// [`LockError::Busy`] if another run is alive, the others if the store cannot be used.

@@ -67,7 +67,7 @@ pub(super) async fn acquire(object: Object, claim: &Claim) -> Result<Lease, Lock
             Ok(version) => return Ok(Lease::begin(object, claim.lease, content, version, sent)),
             // Another run was faster, or an earlier write of our own succeeded: the next read tells which.
             Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => tried = Some((content, sent)),
-            // The outcome is unknown, so read again, but not for ever if the server never answers.
+            // The outcome is unknown, so read again, but not forever if the server never answers.
             Err(e) if is_unclear(&e) && unclear < 3 => {
                 unclear += 1;
                 tried = Some((content, sent));
@@ -77,7 +77,7 @@ pub(super) async fn acquire(object: Object, claim: &Claim) -> Result<Lease, Lock
     }
 }
 
-/// Returns how long a lock must stay unchanged before its holder is considered dead. This is 1.25 times the lease,
+/// Returns the time for which a lock must stay unchanged before its holder counts as dead. It is 1.25 times the lease,
 /// because clocks drift and a write that the holder sent in time can finish a little later.
 fn patience(content: Option<&Content>) -> Duration {
     content.and_then(Content::lease).unwrap_or(DEFAULT_LEASE) * 5 / 4
@@ -131,7 +131,7 @@ impl Seen {
         seen
     }
 
-    /// Logs once why taking the lock takes a while.
+    /// Logs once per reason why the lock has not been taken yet.
     fn log_wait(&mut self, name: &str, content: Option<&Content>, known_alive: bool) {
         let holder = who(content.map(|content| &content.holder));
         if known_alive && !self.logged.0 {

@@ -32,7 +32,7 @@ impl From<ObjectsError> for Explained {
 }
 
 impl ObjectsError {
-    /// Returns an error with the shown place, the kind of problem and its text.
+    /// Creates an error for a place, with the kind of problem and its text.
     pub fn new(place: &Place, trouble: Trouble, problem: impl Into<String>) -> Self {
         Self { place: place.to_string(), problem: problem.into(), trouble }
     }
@@ -231,7 +231,7 @@ impl Response {
     /// Returns true if the server refuses access. `object_store` has a distinct error for this for single objects, but
     /// not for listings.
     fn refuses(&self, error: &object_store::Error) -> bool {
-        // Google's service also answers so if it is asked too often.
+        // Google's service also answers with this status if it gets too many requests.
         let asks_too_often = self.code.as_deref().is_some_and(|code| code.to_lowercase().contains("ratelimit"));
         (matches!(error, object_store::Error::PermissionDenied { .. }) || self.is("403")) && !asks_too_often
     }

@@ -41,8 +41,8 @@ pub use store_folder::{Entries, Entry, StoreFolder};
 use uploads::Uploads;
 pub use uploads::abort_noted_uploads;
 
-/// Returns the retry policy: at most 10 retries within a minute. That outlasts a short outage of the service, and a job
-/// that cannot continue fails soon. The default of `object_store` is three minutes.
+/// Returns the retry policy: at most 10 retries within a minute. That outlasts a short outage of the service, and a run
+/// that cannot continue still fails soon. The default of `object_store` is three minutes.
 fn retries() -> RetryConfig {
     RetryConfig {
         backoff: BackoffConfig { max_backoff: Duration::from_secs(5), ..BackoffConfig::default() },
@@ -70,7 +70,7 @@ pub struct Objects {
 }
 
 impl Objects {
-    /// Opens a place, which need not exist. A relative path starts at the current folder.
+    /// Opens a place, which need not exist. A relative path is resolved against the current folder.
     ///
     /// # Errors
     /// Settings in the environment that are invalid for the service.

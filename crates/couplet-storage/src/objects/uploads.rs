@@ -156,7 +156,7 @@ impl Noting {
         };
         let json = serde_json::to_vec(&note).map_err(|e| StoreError::Generic { store: NOTES, source: e.into() })?;
         if let Err(error) = upload.notes.put(&upload.note, json.into()).await {
-            // Without a note the upload must not go on. If it cannot be aborted either, all that is left is a warning.
+            // Without a note the upload must not continue. If it cannot be aborted either, a warning is logged.
             if let Err(problem) = uploads.abort_multipart(path, &upload.to.id).await {
                 tracing::warn!("an unfinished upload to {}/{path} may have stayed: {problem}", self.bucket);
             }

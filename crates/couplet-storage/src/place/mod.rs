@@ -21,7 +21,7 @@ pub use problem::Problem;
 use remote::SCHEMES;
 pub use remote::{Remote, Service};
 
-/// The location of a store.
+/// The location of a file, a folder or a model.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Place {
     /// On the local disk.
@@ -62,7 +62,7 @@ impl Place {
         }
     }
 
-    /// Returns the place of that name in this one, which is taken as a folder.
+    /// Returns the place of that name in this one, which is treated as a folder.
     #[must_use]
     pub fn join(&self, name: &str) -> Self {
         match self {
@@ -98,20 +98,20 @@ impl Place {
         }
     }
 
-    /// Tells whether the place is a glob pattern.
+    /// Returns true if the place is a glob pattern.
     #[must_use]
     pub fn is_glob(&self) -> bool {
         is_glob(self.as_path())
     }
 
-    /// Tells whether the place is a folder: it ends in `/` or has no extension.
+    /// Returns true if the place is a folder: it ends in `/` or has no extension.
     #[must_use]
     pub fn is_folder(&self) -> bool {
         let path = self.as_path();
         path.as_os_str().as_encoded_bytes().ends_with(b"/") || path.extension().is_none()
     }
 
-    /// Tells whether reading this place (a file, a folder or a glob) would read the given file.
+    /// Returns true if reading this place (a file, a folder or a glob) would read the given file.
     #[must_use]
     pub fn covers(&self, file: &Self) -> bool {
         // Only models are read from a hub, never tables.
@@ -131,7 +131,7 @@ impl Place {
         }
     }
 
-    /// Tells whether both are the same place, whatever their spelling.
+    /// Returns true if both are the same place, even if they are written differently.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
@@ -158,7 +158,7 @@ impl Place {
         }
     }
 
-    /// Tells whether this place is the other one or inside it.
+    /// Returns true if this place is the other one or inside it.
     #[must_use]
     pub fn is_in(&self, other: &Self) -> bool {
         matches!(self.lies(other), Some(Lies::There | Lies::Inside))
@@ -221,7 +221,7 @@ impl<'de> Deserialize<'de> for Place {
     }
 }
 
-/// Parses a path, glob or URI of a table. A relative path starts at `folder`.
+/// Parses a path, glob or URI of a table. A relative path is resolved against `folder`.
 ///
 /// # Errors
 /// A text that names no such place.
@@ -235,7 +235,7 @@ pub fn resolve(folder: &Path, text: &str) -> Result<Place, Problem> {
     }
 }
 
-/// Parses the place of a model, which may be on a hub. A relative path starts at `folder`.
+/// Parses the place of a model, which may be on a hub. A relative path is resolved against `folder`.
 ///
 /// # Errors
 /// A text that names no such place.
@@ -293,7 +293,7 @@ pub fn table_place(text: &str) -> Result<Place, String> {
     resolve(Path::new(""), text).map_err(Problem::into_line)
 }
 
-/// Parses a path or `file://` URI. `key` names the key for the error about other URIs.
+/// Parses a path or `file://` URI. `key` is the configuration key that the error about other URIs names.
 ///
 /// # Errors
 /// A text that names no such place.
@@ -309,7 +309,7 @@ pub fn resolve_local(folder: &Path, text: &str, key: &str) -> Result<PathBuf, Pr
     }
 }
 
-/// Splits a URI; RFC 3986, section 3.1.
+/// Splits a URI into scheme and rest; RFC 3986, section 3.1.
 fn scheme_of(text: &str) -> Option<(&str, &str)> {
     text.split_once("://").filter(|(scheme, _)| {
         scheme.starts_with(|first: char| first.is_ascii_alphabetic())
@@ -317,7 +317,7 @@ fn scheme_of(text: &str) -> Option<(&str, &str)> {
     })
 }
 
-/// Tells whether a path contains pattern characters.
+/// Returns true if a path contains pattern characters.
 #[must_use]
 pub fn is_glob(path: &Path) -> bool {
     path.as_os_str().as_encoded_bytes().iter().any(|byte| b"*?[".contains(byte))
