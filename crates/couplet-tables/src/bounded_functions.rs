@@ -1,6 +1,6 @@
 //! Size limits for SQL functions whose result can be far larger than their arguments.
 //!
-//! `repeat('a', 2000000000)` makes 2 GB from one row, and `range(0, 1000000000000)` requests 8 TB, which would abort
+//! `repeat('a', 2000000000)` creates 2 GB from one row, and `range(0, 1000000000000)` requests 8 TB, which would abort
 //! the process. No memory pool accounts for such a result, because the function allocates it in one piece. So the size
 //! is estimated first and compared with the memory of the session.
 
@@ -22,8 +22,8 @@ use datafusion::logical_expr::{
     ColumnarValue, Documentation, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature,
 };
 
-/// Returns the limited functions for a session with `memory` bytes. A result may take a quarter of them per record
-/// batch, because several batches are in memory at once.
+/// Returns the limited functions for a session with `memory` bytes. A result may take a quarter of the memory per
+/// record batch, because several batches are in memory at once.
 ///
 /// Functions whose result is at most a few times as large as their first argument are not limited: that argument is in
 /// memory already.
@@ -53,11 +53,11 @@ const ELEMENT: f64 = 8.0;
 /// The method to estimate the size of a function's result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Estimate {
-    /// Repeats the first argument as many times as the second says.
+    /// Repeats the first argument. The second is the number of repetitions.
     Repeat,
-    /// Pads to as many bytes as the second argument says.
+    /// Pads to the number of bytes in the second argument.
     Pad,
-    /// Resizes to as many elements as the second argument says.
+    /// Resizes to the number of elements in the second argument.
     Resize,
     /// Replaces each occurrence of the second argument in the first by the third.
     Replace,
@@ -136,7 +136,7 @@ impl Estimate {
     /// Estimates the size of the result in bytes. For replacements, this assumes that everything matches.
     fn bytes(self, args: &[ColumnarValue]) -> Result<f64> {
         let measured = |place: usize, measure: fn(&ArrayRef) -> Result<Vec<f64>>| match args.get(place) {
-            // A scalar is evaluated once, however many rows there are.
+            // A scalar is evaluated once, independent of the number of rows.
             Some(ColumnarValue::Scalar(scalar)) => measure(&scalar.to_array()?),
             Some(ColumnarValue::Array(array)) => measure(array),
             None => Ok(vec![0.0]),

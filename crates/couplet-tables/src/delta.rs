@@ -46,7 +46,7 @@ pub fn query_planner() -> Arc<dyn QueryPlanner + Send + Sync> {
     DeltaPlanner::new()
 }
 
-/// True if a Parquet file could not be read, according to an error or one of its causes.
+/// Returns true if a Parquet file could not be read, according to an error or one of its causes.
 #[must_use]
 pub fn is_unreadable_parquet(error: &(dyn std::error::Error + 'static)) -> bool {
     causes(error).any(|cause| {
@@ -148,7 +148,7 @@ pub async fn open(objects: &Objects, version: Option<u64>) -> Result<Option<Delt
 /// The folder of a table's log.
 pub const LOG: &str = "_delta_log";
 
-/// The version of the oldest checkpoint, if the log does not go back to the first version.
+/// Returns the version of the oldest checkpoint, or `None` if the log goes back to the first version.
 async fn oldest_version(objects: &Objects) -> Option<u64> {
     let log = objects.folder(LOG);
     let entries: Vec<_> = log.store.list(Some(&log.root)).try_collect().await.ok()?;
@@ -197,7 +197,7 @@ pub async fn open_or_create(
     }
 }
 
-/// Returns the table if a run has committed to it after version `after`, for a run whose response was lost.
+/// Returns the table if a run has committed to it after version `after`. For a run whose commit got no response.
 ///
 /// # Errors
 /// A log that cannot be read.
@@ -208,7 +208,7 @@ pub async fn has_committed(objects: &Objects, run: &str, after: Option<u64>) -> 
     Ok(own.then_some(table))
 }
 
-/// The string metadata of the commits after version `after`.
+/// Returns the string metadata of the commits after version `after`.
 ///
 /// # Errors
 /// A log that cannot be read.
@@ -231,11 +231,11 @@ pub async fn commits_since(
 /// Column metadata key with the column's name in the data files, if it differs.
 const PHYSICAL_NAME: &str = "delta.columnMapping.physicalName";
 
-/// Makes a Delta table a table of its files: an extension of sessions whose plans are sent to other processes, which
-/// cannot be sent the scan that reads the log.
+/// Converts a Delta table to a table of its data files. It is an extension of sessions whose plans run in other
+/// processes, because the scan that reads the log cannot be serialized.
 #[derive(Debug, Clone, Copy)]
 pub struct FileScan(
-    /// Makes the table.
+    /// Creates the table provider.
     pub fn(&Objects, &DeltaTable, &SessionContext) -> datafusion::common::Result<Arc<dyn TableProvider>>,
 );
 
@@ -268,7 +268,7 @@ pub fn has_mapped_columns(table: &DeltaTableState) -> bool {
     table.schema().fields().any(|field| field.metadata().contains_key(PHYSICAL_NAME))
 }
 
-/// The number of rows and bytes of the table's files, from its log.
+/// Returns the number of rows and bytes of the table's files, from its log.
 ///
 /// # Errors
 /// A table that was not loaded.

@@ -45,8 +45,8 @@ pub struct Resources {
 }
 
 impl Resources {
-    /// Gives plans `memory` bytes and a new spill folder in `spill`, which is deleted when this value is dropped. Also
-    /// deletes the folders left there by killed processes.
+    /// Creates resources with `memory` bytes for plans and a new spill folder in `spill`, which is deleted when this
+    /// value is dropped. Also deletes spill folders of killed processes.
     ///
     /// # Errors
     /// A folder that cannot be created.
@@ -87,7 +87,7 @@ impl Resources {
         RuntimeEnvBuilder::from_runtime_env(&self.runtime).with_memory_pool(pool).build_arc()
     }
 
-    /// Returns the spill folder. It also takes other temporary files, which are deleted with this value.
+    /// Returns the spill folder. It may also hold other temporary files, which are deleted with this value.
     #[must_use]
     pub fn folder(&self) -> &Path {
         self.folder.path()

@@ -231,7 +231,7 @@ fn filter_after_join(mut join: Join, calls: &[Expr]) -> Result<LogicalPlan> {
     hoist(LogicalPlan::Filter(Filter::try_new(predicate, Arc::new(join))?))
 }
 
-/// Generates names for prediction columns that no input column has.
+/// Generates names for prediction columns that no input column uses.
 struct Names<'a> {
     inputs: Vec<&'a LogicalPlan>,
     generated: Vec<String>,

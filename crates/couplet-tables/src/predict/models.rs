@@ -45,7 +45,7 @@ struct Sent {
 }
 
 impl Models {
-    /// Creates an empty set whose models run on `pool`. Relative paths start at `base`.
+    /// Creates an empty set whose models run on `pool`. Relative paths are resolved against `base`.
     #[must_use]
     pub fn new(pool: Pool, base: PathBuf) -> Self {
         let (default_options, options) = (ModelOptions::default(), HashMap::new());

@@ -209,7 +209,7 @@ impl DeltaSink {
         Ok(self)
     }
 
-    /// The version that the run saw; `None` if there was no table.
+    /// Returns the version that the run saw; `None` if there was no table.
     #[must_use]
     pub fn version(&self) -> Option<u64> {
         self.table.as_ref().and_then(DeltaTable::version)
@@ -242,7 +242,7 @@ impl DeltaSink {
         commit.get(PIPELINE) == Some(&self.origin.pipeline) && commit.get(STORE) == Some(&self.origin.store)
     }
 
-    /// The schema of the rows in the types of the table.
+    /// Returns the schema of the rows, with the types of the table.
     #[must_use]
     pub fn schema(&self) -> &SchemaRef {
         &self.schema
@@ -401,7 +401,7 @@ impl DeltaSink {
         if self.mode == Mode::Append && !self.is_new() { commit } else { commit.with_max_retries(0) }
     }
 
-    /// The transaction that marks rows as appended under the run's key.
+    /// Returns the transaction that marks rows as appended under the run's key.
     fn key(&self) -> Option<Transaction> {
         let Origin { pipeline, key, .. } = &self.origin;
         let key = key.as_ref().filter(|_| self.mode == Mode::Append)?;
@@ -421,7 +421,7 @@ pub async fn rejected_version(objects: &Objects, pipeline: &str) -> Result<Optio
     Ok(version.and_then(|version| u64::try_from(version).ok()))
 }
 
-/// The application id of the transaction whose version is that of the rejected-rows table.
+/// Returns the application id of the transaction whose version is that of the rejected-rows table.
 fn of_rejected(pipeline: &str) -> String {
     format!("couplet-rejected/{pipeline}")
 }

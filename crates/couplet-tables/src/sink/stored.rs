@@ -86,7 +86,7 @@ fn has_unwritable(data_type: &DataType) -> bool {
     }
 }
 
-/// Maps the types of a schema with `other`, at any depth.
+/// Maps the types of a schema, at any depth. Types for which `map` returns `None` are kept.
 fn mapped(schema: &SchemaRef, other: &impl Fn(&DataType) -> Option<DataType>) -> SchemaRef {
     let fields = schema.fields().iter().map(|field| mapped_field(field, other));
     Arc::new(Schema::new_with_metadata(fields.collect::<Vec<_>>(), schema.metadata().clone()))

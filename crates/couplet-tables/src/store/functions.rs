@@ -12,13 +12,13 @@ use datafusion::logical_expr::{
 
 use crate::predict::text_values;
 
-/// The key of a text or pair, 16 bytes; NULL if it cannot be scored.
+/// Returns an expression for the key of a text or pair: 16 bytes, or NULL if it cannot be scored.
 #[must_use]
 pub fn text_key(columns: &[String]) -> Expr {
     call(Answer::Key, columns)
 }
 
-/// The reason why a text or pair cannot be scored; NULL if it can.
+/// Returns an expression for the reason why a text or pair cannot be scored; NULL if it can.
 #[must_use]
 pub fn text_error(columns: &[String]) -> Expr {
     call(Answer::Error, columns)

@@ -24,6 +24,7 @@ pub struct Garbage {
 }
 
 /// Removes the scores of all models except `keep`, and leftovers of killed runs. Files that couplet did not write stay.
+/// With `dry_run`, nothing is removed, only counted.
 ///
 /// # Errors
 /// A place that cannot be read or written.

@@ -28,7 +28,7 @@ pub struct Runs {
 }
 
 impl Runs {
-    /// The table of runs in a store. Creates nothing.
+    /// Returns the table of runs in a store. Creates nothing.
     #[must_use]
     pub fn of(store: &Objects) -> Self {
         Self { objects: store.folder("runs") }

@@ -32,7 +32,7 @@ use crate::types::FileSchema;
 /// The maximum size in bytes of a file in a bucket that is downloaded only to locate damage.
 const MAX_BYTES_TO_DIAGNOSE: u64 = 1 << 30;
 
-/// The number of footers and file heads that are read concurrently.
+/// The number of footers, file heads and metadata requests that are read concurrently.
 pub(super) const READS_UNDER_WAY: usize = 32;
 
 /// Reads the schema of a Parquet file.

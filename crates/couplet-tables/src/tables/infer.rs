@@ -21,7 +21,7 @@ const MIN_BYTES_PER_FILE: u64 = 64 << 10;
 /// The number of files that are read concurrently.
 const CONCURRENT_FILES: usize = 16;
 
-/// Infers the columns of one file.
+/// Infers the columns of one file from its first bytes.
 pub(super) trait Look: Send + 'static {
     /// The inferred columns.
     type Found: Send + 'static;

@@ -65,7 +65,7 @@ impl LeftOut {
 }
 
 impl fmt::Display for LeftOut {
-    /// `; left out: …`, or nothing.
+    /// Writes `; left out: …`, or nothing.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kinds = [
             (&self.hidden, "hidden, as the name begins with . or _"),

@@ -127,7 +127,7 @@ enum Target {
 }
 
 impl RunFolder {
-    /// Begins a run's folder in a sink. Fences and removes incomplete runs of the same pipeline. `metadata` is written
+    /// Creates a run's folder in a sink. Fences and removes incomplete runs of the same pipeline. `metadata` is written
     /// to the footer of each file.
     ///
     /// # Errors
@@ -174,7 +174,7 @@ impl RunFolder {
         })
     }
 
-    /// Sets other file size limits than the default.
+    /// Replaces the default file size limits.
     #[must_use]
     pub fn with_limits(self, limits: Limits) -> Self {
         Self { limits, ..self }
@@ -187,13 +187,13 @@ impl RunFolder {
         self.has_key
     }
 
-    /// The schema of the rows.
+    /// Returns the schema of the rows.
     #[must_use]
     pub fn schema(&self) -> &SchemaRef {
         &self.schema
     }
 
-    /// The number of rows written so far.
+    /// Returns the number of rows written so far.
     #[must_use]
     pub fn rows(&self) -> u64 {
         self.files.iter().map(|file| file.rows).sum::<u64>() + self.part.as_ref().map_or(0, Part::rows)

@@ -42,10 +42,10 @@ impl Part {
         Self::new(name, output, schema, o)
     }
 
-    /// Begins a file in an object store.
+    /// Creates a file in an object store.
     ///
     /// # Errors
-    /// A schema that Parquet cannot hold.
+    /// A schema that Parquet cannot represent.
     pub fn on_store(
         store: Arc<dyn ObjectStore>,
         folder: &Path,
@@ -78,7 +78,7 @@ impl Part {
         self.rows
     }
 
-    /// The approximate size so far, in bytes.
+    /// Returns the approximate size so far, in bytes.
     pub(super) fn bytes(&self) -> u64 {
         (self.writer.bytes_written() + self.writer.in_progress_size()) as u64
     }

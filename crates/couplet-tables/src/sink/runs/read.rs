@@ -109,7 +109,7 @@ impl Folder {
     }
 }
 
-/// Returns true if a place has folders of runs, complete or not.
+/// Returns true if a place has run folders, complete or not.
 ///
 /// # Errors
 /// A place that cannot be read.
