@@ -41,7 +41,7 @@ use super::{Address, ClusterError, Scored, Work};
 /// Jobs in flight per slot: while one is scored, the next is ready.
 const JOBS_PER_SLOT: usize = 2;
 
-/// The remaining texts are divided into this many shares per slot. A task is at most one share.
+/// The number of shares per slot into which the remaining texts are divided. A task is at most one share.
 const SHARES_PER_SLOT: usize = 4;
 
 /// The number of attempts for a task that fails with a transient error.
@@ -53,10 +53,10 @@ const PAUSES: [Duration; ATTEMPTS - 1] = [Duration::from_secs(2), Duration::from
 /// The number of finished tasks from which the timeout of a task is derived.
 const TIMED_TASKS: usize = 3;
 
-/// The timeout of a task until then.
+/// The timeout of a task before [`TIMED_TASKS`] tasks have finished.
 const FIRST_TIMEOUT: Duration = Duration::from_hours(2);
 
-/// The timeout of a task as a multiple of the median duration, after which the task is sent again.
+/// The timeout of a task as a multiple of the median duration. A task that times out is sent again.
 const TIMEOUT_FACTOR: u32 = 10;
 
 /// The shortest timeout of a task.
@@ -164,7 +164,7 @@ impl Client {
                 }
                 // Ballista loses a task if an executor's poll for work fails on the way: the executor drops the status
                 // that it was about to report (execution_loop.rs), so the scheduler considers the task to be running
-                // for ever.
+                // forever.
                 Err(_) => {
                     self.gave_up.store(true, Ordering::Relaxed);
                     format!("no result after {}", spoken(timeout))
@@ -179,12 +179,12 @@ impl Client {
             tokio::time::sleep(*pause).await;
         };
         self.took.lock().unwrap_or_else(PoisonError::into_inner).push(start.elapsed());
-        // A file that cannot be removed now is removed with the folder.
+        // If the file cannot be removed now, it is removed with the folder.
         let _ = folder.store.delete(&path).await;
         Ok(Scored { keys, outcomes, executor, took: start.elapsed() })
     }
 
-    /// Returns the timeout of a task. Sending a task twice is safe, as its scores are the same.
+    /// Returns the timeout of a task. Sending a task twice is safe, because both attempts compute the same scores.
     fn task_timeout(&self) -> Duration {
         let mut took = self.took.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if took.len() < TIMED_TASKS {
@@ -253,7 +253,7 @@ type Windows<E> = Pin<Box<dyn Stream<Item = Result<(ArrayRef, Window), E>> + Sen
 
 type Job = Pin<Box<dyn Future<Output = Result<Scored, ClusterError>> + Send>>;
 
-/// The tasks of a run that are in flight.
+/// The jobs of a run that are in flight.
 struct UnderWay<E> {
     client: Arc<Client>,
     source: Source<E>,
@@ -270,7 +270,7 @@ impl<E: From<ClusterError>> UnderWay<E> {
             if self.jobs.is_empty() && !takes_more {
                 return None;
             }
-            // With a slow source, finished jobs are returned while it is read. With a fast one, tasks are sent first.
+            // If the source is slow, finished jobs are returned while it is read. If it is fast, tasks are sent first.
             tokio::select! {
                 biased;
                 task = self.source.task(executors), if takes_more => match task {
@@ -307,7 +307,7 @@ impl<E> Source<E> {
         self.windows.is_none() && self.ready.is_empty()
     }
 
-    /// Returns the next task. Dropping the future loses nothing: each window is stored before the next await.
+    /// Returns the next task. Dropping the future loses nothing, because each window is stored before the next await.
     async fn task(&mut self, executors: &Watched) -> Result<Option<Task>, E> {
         while self.ready.is_empty() {
             let Some(windows) = &mut self.windows else { break };
@@ -332,7 +332,7 @@ fn to_parquet(task: &Task) -> PlanResult<Vec<u8>> {
     Ok(writer.into_inner()?)
 }
 
-/// Returns an executor's message without the errors that Ballista wraps around it.
+/// Returns an executor's message without the error messages that Ballista wraps around it.
 fn readable(error: &str) -> String {
     let message = error.find("executor ").filter(|_| error.contains(REFUSES)).map_or(error, |start| &error[start..]);
     let message = message.split("\\n").next().unwrap_or(message);

@@ -22,14 +22,14 @@ use super::outcomes::{fields, to_array};
 /// The name of the function.
 pub(super) const FUNCTION: &str = "couplet_score";
 
-/// The start of an executor's refusal, from which the client knows that a retry would fail as well.
+/// The start of an executor's refusal. It tells the client that a retry would fail as well.
 pub(super) const REFUSES: &str = "refuses the task: ";
 
-/// The number of models that an executor keeps loaded, the most recently used ones.
+/// The number of models that an executor keeps loaded. The least recently used one is unloaded first.
 pub(super) const MODELS_KEPT: usize = 4;
 
-/// The time that an executor keeps a task after failing it. An executor that fails at once would otherwise always be
-/// free and get every task.
+/// The delay before an executor reports a failed task. Without it, an executor whose tasks fail at once would always be
+/// free and would get every task.
 const FAILURE_DELAY: Duration = Duration::from_secs(5);
 
 /// The scoring part of an executor: its models and the threads that they share.
@@ -39,7 +39,7 @@ pub(super) struct Worker {
     pool: Pool,
     device: DeviceSetting,
     models: Mutex<Vec<(Contract, Arc<OnceCell<Scorer>>)>>,
-    /// The work of models that have been unloaded.
+    /// The counts of models that have been unloaded.
     past: Mutex<Counts>,
 }
 
@@ -56,7 +56,7 @@ impl Worker {
         &self.pool
     }
 
-    /// Returns the loaded models by URI with the work of each, and the total work, which includes unloaded models.
+    /// Returns the loaded models by URI with their counts, and the total counts, which include unloaded models.
     pub(super) fn counts(&self) -> (Vec<(String, Counts)>, Counts) {
         let models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
         let loaded = models
@@ -110,7 +110,7 @@ impl Worker {
     }
 }
 
-/// The reason for which an executor cannot score a task.
+/// The reason why an executor cannot score a task.
 #[derive(Debug)]
 enum Failure {
     /// A retry would fail as well.
@@ -229,7 +229,7 @@ impl AsyncScalarUDFImpl for Score {
         };
         let outcomes = match scorer.score(window).await {
             Ok(outcomes) => outcomes,
-            // A device error may not occur again.
+            // A device error may not occur again, so the task is retried.
             Err(error) => return Err(failed(error.to_string()).await),
         };
         Ok(ColumnarValue::Array(Arc::new(to_array(&outcomes, &worker.name))))

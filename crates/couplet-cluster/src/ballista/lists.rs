@@ -12,19 +12,19 @@ use serde_json::Value;
 
 use super::{Address, ClusterError, INSTANCE, Seen};
 
-/// The time that a scheduler has to accept a connection or answer a short request.
+/// The timeout for connecting to a scheduler, and for a short request.
 const ANSWER: Duration = Duration::from_secs(5);
 
-/// The interval at which the executors are counted.
+/// The interval between two counts of the executors.
 pub(super) const LOOK: Duration = Duration::from_secs(2);
 
-/// The longest time without an executor, or without a response of the scheduler.
+/// The maximum time without an executor, or without a response of the scheduler.
 pub(super) const PATIENCE: Duration = Duration::from_mins(1);
 
-/// The largest number of rounds of looking for jobs to cancel.
+/// The maximum number of times that the scheduler is searched for jobs to cancel.
 const ROUNDS: usize = 5;
 
-/// The pause between two rounds.
+/// The pause between two searches.
 const ROUND: Duration = Duration::from_millis(200);
 
 /// The state of a run whose scheduler is gone, appended to the error.
@@ -39,7 +39,8 @@ pub(super) struct Lists {
 
 impl Lists {
     pub(super) fn of(address: &Address) -> Result<Self, ClusterError> {
-        // Jobs go to the scheduler directly, even if the environment names an HTTP proxy. So do these requests.
+        // Jobs are sent to the scheduler directly, even if the environment names an HTTP proxy. The same holds for
+        // these requests.
         let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10)).connect_timeout(ANSWER);
         let http = http.build().map_err(|e| address.unreachable(&e.to_string(), ""))?;
         Ok(Self { address: address.clone(), http })
@@ -72,7 +73,7 @@ impl Lists {
         Ok(usize::try_from(slots).unwrap_or(usize::MAX))
     }
 
-    /// Checks that the scheduler answers, with several attempts.
+    /// Checks that the scheduler answers. Tries several times.
     pub(super) async fn reach(&self) -> Result<(), ClusterError> {
         let mut problem = String::new();
         for wait in [0, 1, 2, 4] {
@@ -85,11 +86,11 @@ impl Lists {
         Err(self.address.unreachable(&problem, KEPT))
     }
 
-    /// Cancels the unfinished jobs of a name. They are found by name, as a scheduler tells a client the id of a job
-    /// only when it ends.
+    /// Cancels the unfinished jobs with this name. They are found by name, because a scheduler tells a client the id of
+    /// a job only when it ends.
     pub(super) async fn cancel_all(&self, name: &str) {
         let mut cancelled = 0;
-        // A job that is just being submitted appears a moment later.
+        // A job that is being submitted appears a moment later.
         for round in 0..ROUNDS {
             match self.cancel(name).await {
                 Ok(0) if round > 0 => break,
@@ -106,7 +107,7 @@ impl Lists {
         }
     }
 
-    /// Returns the ids of the unfinished jobs of a name.
+    /// Returns the ids of the unfinished jobs with this name.
     async fn open_jobs(&self, name: &str) -> Result<Vec<String>, String> {
         let jobs = self.list("jobs").await?;
         let own = jobs.iter().filter(|job| job["job_name"] == name);
@@ -130,12 +131,12 @@ impl Lists {
         Ok(number)
     }
 
-    /// Resolves with an error when a job of that name is unfinished and there has been no executor for too long.
+    /// Returns an error once a job with this name is unfinished and there has been no executor for `patience`.
     pub(super) async fn starved(&self, name: &str, patience: Duration) -> ClusterError {
         let executors = Watched::new(self.try_slots().await.unwrap_or(0));
         loop {
             if let Err(error) = executors.check_slots(&self.address, patience)
-                // Before a job is submitted and while its result is fetched, it does not wait for executors.
+                // Before a job is submitted, and while its result is fetched, no executor is needed.
                 && self.open_jobs(name).await.is_ok_and(|open| !open.is_empty())
             {
                 return error;
@@ -215,7 +216,7 @@ impl Watched {
         self.slots.load(Ordering::Relaxed).max(1)
     }
 
-    /// Checks that executors and responses of the scheduler were seen recently enough.
+    /// Checks that there was an executor, and a response of the scheduler, recently enough.
     pub(super) fn check(&self, address: &Address) -> Result<(), ClusterError> {
         let answered = since(&self.answered);
         if answered >= PATIENCE {

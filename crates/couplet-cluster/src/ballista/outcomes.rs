@@ -34,7 +34,7 @@ pub(super) fn fields() -> Fields {
     FIELDS.clone()
 }
 
-/// Writes the outcomes of a window as a column, with the name of the executor.
+/// Converts the outcomes of a window to a column, with the name of the executor.
 pub(super) fn to_array(outcomes: &[Result<Prediction, Rejection>], executor: &str) -> StructArray {
     let mut label = Int32Builder::new();
     let mut score = Float32Builder::new();
@@ -83,7 +83,7 @@ pub(super) fn to_array(outcomes: &[Result<Prediction, Rejection>], executor: &st
     StructArray::new(fields(), columns, None)
 }
 
-/// Reads the outcomes in a column, and the name of the executor.
+/// Reads the outcomes and the name of the executor from a column.
 pub(super) fn of_array(array: &ArrayRef) -> Result<(Vec<Result<Prediction, Rejection>>, String)> {
     let (Some(array), true) =
         (array.as_struct_opt(), matches!(array.data_type(), DataType::Struct(f) if *f == fields()))

@@ -38,8 +38,8 @@ pub async fn cancel(context: &SessionContext) {
     }
 }
 
-/// Resolves with an error when a job of the session has waited too long for an executor. Never resolves for a session
-/// that executes its plans locally.
+/// Returns an error once a job of the session has waited too long for an executor. Never resolves for a session that
+/// executes its plans locally.
 pub async fn starved(context: &SessionContext) -> ClusterError {
     if let Some(sent) = context.copied_config().get_extension::<SentAway>()
         && let Ok(scheduler) = Lists::of(&sent.address)

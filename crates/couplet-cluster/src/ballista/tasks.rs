@@ -17,7 +17,7 @@ use couplet_encoder::scorer::Window;
 /// scoring them.
 const MIN_TOKENS: f64 = 4096.0;
 
-/// The largest number of bytes of text per task, however few tokens of them are used: a client holds twice as many
+/// The maximum number of bytes of text per task, even if few tokens of them are used: a client holds twice as many
 /// tasks as there are slots.
 const MAX_BYTES: usize = 64 << 20;
 
@@ -43,8 +43,8 @@ pub(super) struct Task {
 }
 
 impl Cutter {
-    /// Creates a cutter for texts with `tokens` tokens in total, truncated to `max_length` tokens each. Its tasks have
-    /// at most `most` tokens.
+    /// Creates a splitter for texts with `tokens` tokens in total, truncated to `max_length` tokens each. Its tasks
+    /// have at most `max_tokens` tokens.
     pub(super) fn new(tokens: u64, tokens_per_byte: f64, max_length: usize, most: u64) -> Self {
         Self {
             tokens_per_byte,
@@ -57,7 +57,8 @@ impl Cutter {
         }
     }
 
-    /// Adds a window and returns the tasks that it completes. Each is at most one of `shares` shares of what is left.
+    /// Adds a window and returns the tasks that it completes. With `shares` shares, each task is at most that fraction
+    /// of the remaining tokens.
     pub(super) fn push(&mut self, keys: &ArrayRef, window: &Window, shares: usize) -> Vec<Task> {
         let (mut tasks, mut start) = (Vec::new(), 0);
         let mut limit = self.limit(shares);
