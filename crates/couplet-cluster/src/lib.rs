@@ -35,9 +35,9 @@ use couplet_encoder::scorer::{DeviceSetting, Prediction, Rejection};
 use couplet_storage::objects::StoreFolder;
 
 #[cfg(feature = "ballista")]
-pub use ballista::{Client, Contract, cancel, execute, look, schedule, session_of, starved};
+pub use ballista::{Client, Contract, cancel, execute, list_executors, schedule, session_of, starved};
 #[cfg(not(feature = "ballista"))]
-pub use unavailable::{Client, Contract, cancel, execute, look, schedule, session_of, starved};
+pub use unavailable::{Client, Contract, cancel, execute, list_executors, schedule, session_of, starved};
 
 /// True if this build has the feature `cluster`.
 pub const IS_AVAILABLE: bool = cfg!(feature = "ballista");
@@ -174,7 +174,7 @@ pub struct ExecutorOptions {
 
 /// An executor as listed by its scheduler.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Seen {
+pub struct ExecutorInfo {
     /// The name of the executor.
     pub name: String,
     /// The host that it runs on.
@@ -223,7 +223,7 @@ pub enum ClusterError {
         problem: String,
     },
     /// The texts of a task cannot be written to the place from which the executors read them.
-    #[error("the texts of a task cannot be put into {place}: {problem}")]
+    #[error("the texts of a task cannot be written to {place}: {problem}")]
     Texts {
         /// The file for the texts.
         place: String,

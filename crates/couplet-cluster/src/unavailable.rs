@@ -12,7 +12,7 @@ use datafusion::prelude::SessionContext;
 use futures::Stream;
 use futures::stream::Empty;
 
-use super::{Address, ClusterError, ExecutorOptions, SchedulerOptions, Scored, Seen, Work};
+use super::{Address, ClusterError, ExecutorInfo, ExecutorOptions, SchedulerOptions, Scored, Work};
 
 /// A client, which cannot be created in this build.
 #[derive(Debug)]
@@ -82,7 +82,7 @@ pub fn starved(_: &SessionContext) -> std::future::Pending<ClusterError> {
 ///
 /// # Errors
 /// Always.
-pub async fn look(_: &Address) -> Result<Vec<Seen>, ClusterError> {
+pub async fn list_executors(_: &Address) -> Result<Vec<ExecutorInfo>, ClusterError> {
     Err(ClusterError::Unavailable { what: "--cluster" })
 }
 

@@ -9,18 +9,18 @@
 pub fn point(name: &str) {
     use std::sync::atomic::{AtomicU32, Ordering};
     static PASSED: [AtomicU32; 2] = [AtomicU32::new(0), AtomicU32::new(0)];
-    let is_here = |variable: &str, passed: &AtomicU32| {
-        let Ok(asked) = std::env::var(variable) else { return false };
-        let (point, times) = asked.split_once(':').unwrap_or((&asked, "1"));
+    let is_reached = |variable: &str, passed: &AtomicU32| {
+        let Ok(setting) = std::env::var(variable) else { return false };
+        let (point, times) = setting.split_once(':').unwrap_or((&setting, "1"));
         point == name && passed.fetch_add(1, Ordering::Relaxed) + 1 == times.parse().unwrap_or(1)
     };
-    if is_here("COUPLET_CRASH", &PASSED[0]) {
+    if is_reached("COUPLET_CRASH", &PASSED[0]) {
         #[cfg(unix)]
         let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
         std::process::abort();
     }
     #[cfg(unix)]
-    if is_here("COUPLET_STOP", &PASSED[1]) {
+    if is_reached("COUPLET_STOP", &PASSED[1]) {
         let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP);
         // Another thread may receive the signal, in which case this one keeps running for a moment.
         std::thread::sleep(std::time::Duration::from_secs(1));

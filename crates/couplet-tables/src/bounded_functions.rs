@@ -29,7 +29,7 @@ use datafusion::logical_expr::{
 /// memory already.
 #[must_use]
 pub fn functions(memory: u64) -> Vec<ScalarUDF> {
-    let most = usize::try_from(memory / 4).unwrap_or(usize::MAX);
+    let limit = usize::try_from(memory / 4).unwrap_or(usize::MAX);
     let all: [(Arc<ScalarUDF>, Estimate); 12] = [
         (string::repeat(), Estimate::Repeat),
         (string::replace(), Estimate::Replace),
@@ -44,7 +44,7 @@ pub fn functions(memory: u64) -> Vec<ScalarUDF> {
         (range::range_udf(), Estimate::Range),
         (range::gen_series_udf(), Estimate::Range),
     ];
-    all.into_iter().map(|(inner, estimate)| Bounded { inner, estimate, most }.into()).collect()
+    all.into_iter().map(|(inner, estimate)| Bounded { inner, estimate, limit }.into()).collect()
 }
 
 /// The size in bytes of a list element, and of most numbers as text.
@@ -80,7 +80,7 @@ struct Bounded {
     inner: Arc<ScalarUDF>,
     estimate: Estimate,
     /// The limit in bytes.
-    most: usize,
+    limit: usize,
 }
 
 impl ScalarUDFImpl for Bounded {
@@ -109,19 +109,19 @@ impl ScalarUDFImpl for Bounded {
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        let most = self.most as f64;
+        let limit = self.limit as f64;
         let mut bytes = self.estimate.bytes(&args.args)?;
-        if bytes > most && matches!(self.estimate, Estimate::Replace | Estimate::ReplaceMatches) {
+        if bytes > limit && matches!(self.estimate, Estimate::Replace | Estimate::ReplaceMatches) {
             // The first estimate of a replacement assumes the most matches possible; count the actual matches instead.
             bytes = self.estimate.bytes_of_matches(&args.args)?;
         }
-        if bytes > most {
+        if bytes > limit {
             return plan_err!(
-                "{}() would make about {} bytes in one batch of rows, and a quarter of run.memory is {}; make its arguments \
-                 smaller, or raise run.memory",
+                "{}() would produce about {} bytes in one batch of rows, and a quarter of run.memory is {}; make its \
+                 arguments smaller, or raise run.memory",
                 self.name(),
                 grouped(bytes as u64),
-                grouped(self.most as u64)
+                grouped(self.limit as u64)
             );
         }
         self.inner.invoke_with_args(args)
@@ -208,8 +208,8 @@ impl Estimate {
                     .or_insert_with(|| compile_regex(pattern, Some(&flags.replace('g', ""))).ok());
                 // The function itself reports an invalid expression.
                 let found = expression.as_ref()?.find_iter(text);
-                let most = if flags.contains('g') { usize::MAX } else { 1 };
-                (found.take(most).count(), groups_in(replacement))
+                let matches = if flags.contains('g') { usize::MAX } else { 1 };
+                (found.take(matches).count(), groups_in(replacement))
             };
             let (text, replacement) = (text.len() as f64, replacement.len() as f64);
             Some(text + replaced(text, matches as f64, replacement, groups as f64))

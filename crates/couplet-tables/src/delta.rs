@@ -14,7 +14,7 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, Field, FieldRef, Schema, TimeUnit};
 use arrow::error::ArrowError;
 use couplet_storage::backtrace::without_frames;
-use couplet_storage::objects::{Objects, ObjectsError, Trouble, cause_in, cut_answers};
+use couplet_storage::objects::{Objects, ObjectsError, Trouble, cause_in, cut_responses};
 use couplet_storage::place::Place;
 use couplet_storage::trouble::causes;
 use datafusion::catalog::TableProvider;
@@ -97,7 +97,7 @@ impl DeltaError {
                 // Another process may have removed a file.
                 (problem, if trouble == Trouble::Missing { Trouble::Other } else { trouble })
             }
-            None => (without_frames(&cut_answers(&error.to_string())).to_owned(), Trouble::of(error)),
+            None => (without_frames(&cut_responses(&error.to_string())).to_owned(), Trouble::of(error)),
         };
         Self { url: objects.to_string(), problem, trouble }
     }
@@ -126,8 +126,8 @@ pub async fn open(objects: &Objects, version: Option<u64>) -> Result<Option<Delt
                     }
                     _ if oldest_version(objects).await.is_some_and(|oldest| version < oldest) => {
                         let problem = format!(
-                            "there is no version {version} any more: the table's log is kept for as long as its property \
-                             delta.logRetentionDuration says, 30 days if it has none; name a newer version"
+                            "there is no version {version} any more: the table property delta.logRetentionDuration \
+                             limits the age of the log, by default to 30 days; name a newer version"
                         );
                         DeltaError::mistake(objects, problem)
                     }
@@ -332,8 +332,8 @@ pub fn for_delta(schema: &Schema) -> Schema {
 pub(crate) fn log_store(objects: &Objects) -> LogStoreRef {
     let root = Arc::clone(&objects.store);
     let prefixed = Arc::new(PrefixStore::new(Arc::clone(&root), objects.root.clone()));
-    let root = Escaped::where_needed(root, &objects.root);
-    default_logstore(prefixed, root, &escaped::without_marks(&objects.url), &StorageConfig::default())
+    let root = Escaped::if_needed(root, &objects.root);
+    default_logstore(prefixed, root, &escaped::escape_url(&objects.url), &StorageConfig::default())
 }
 
 #[cfg(test)]

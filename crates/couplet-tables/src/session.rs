@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 
-use couplet_storage::files::{self, TEMPORARY, hold, remove_remains};
+use couplet_storage::files::{self, TEMPORARY, lock_temporary, remove_leftovers};
 use couplet_storage::objects::DurableLocal;
 use datafusion::common::DataFusionError;
 use datafusion::execution::SessionStateBuilder;
@@ -52,10 +52,10 @@ impl Resources {
     /// A folder that cannot be created.
     pub fn new(memory: u64, spill: &Path) -> Result<Self, DataFusionError> {
         std::fs::create_dir_all(spill)?;
-        remove_remains(spill, PREFIX, |folder| std::fs::remove_dir_all(folder));
+        remove_leftovers(spill, PREFIX, |folder| std::fs::remove_dir_all(folder));
         let make = || -> io::Result<_> {
             let folder = tempfile::Builder::new().prefix(PREFIX).suffix(TEMPORARY).tempdir_in(spill)?;
-            let lock = files::open_own(folder.path()).ok().filter(hold);
+            let lock = files::open_own(folder.path()).ok().filter(lock_temporary);
             Ok((folder, lock))
         };
         let (mut folder, mut lock) = make()?;

@@ -125,7 +125,7 @@ pub async fn execute(options: ExecutorOptions, stop: impl Future<Output = ()>) -
     ended?;
     let notified = tokio::time::timeout(DEREGISTER_TIMEOUT, deregister(&options.scheduler, id)).await;
     if let Err(problem) = notified.unwrap_or_else(|_| Err("it does not answer".into())) {
-        tracing::warn!("the scheduler does not know that executor {} is gone: {problem}", options.name);
+        tracing::warn!("could not tell the scheduler that executor {} has stopped: {problem}", options.name);
     }
     tracing::info!("executor {} ended", options.name);
     Ok(())
@@ -135,15 +135,16 @@ pub async fn execute(options: ExecutorOptions, stop: impl Future<Output = ()>) -
 async fn deregister(scheduler: &Address, executor_id: String) -> Result<(), String> {
     let endpoint = create_grpc_client_endpoint(scheduler.http(), None).map_err(|e| e.to_string())?;
     let connection = endpoint.connect_timeout(DEREGISTER_TIMEOUT).connect().await.map_err(|e| e.to_string())?;
-    let gone = ExecutorStoppedParams { executor_id, reason: "it was told to end".into() };
-    SchedulerGrpcClient::new(connection).executor_stopped(gone).await.map(drop).map_err(|e| e.to_string())
+    let notice = ExecutorStoppedParams { executor_id, reason: "it was stopped".into() };
+    SchedulerGrpcClient::new(connection).executor_stopped(notice).await.map(drop).map_err(|e| e.to_string())
 }
 
 /// Returns DataFusion's functions and couplet's.
 fn functions(worker: &Arc<Worker>, memory: u64) -> BallistaFunctionRegistry {
     let mut functions = BallistaFunctionRegistry::default();
     let options = ScorerOptions { device: worker.device(), ..ScorerOptions::default() };
-    let models = Models::new(worker.pool().clone(), PathBuf::from("/")).with_options(options).keeping(MODELS_KEPT);
+    let models =
+        Models::new(worker.pool().clone(), PathBuf::from("/")).with_options(options).with_max_loaded(MODELS_KEPT);
     let own = [function::score(Some(Arc::clone(worker))), predict::function(Arc::new(models))];
     for function in own.into_iter().chain(bounded_functions::functions(memory)) {
         functions.scalar_functions.insert(function.name().to_owned(), Arc::new(function));

@@ -40,12 +40,12 @@ pub(super) struct Worker {
     device: DeviceSetting,
     models: Mutex<Vec<(Contract, Arc<OnceCell<Scorer>>)>>,
     /// The counts of models that have been unloaded.
-    past: Mutex<Counts>,
+    unloaded: Mutex<Counts>,
 }
 
 impl Worker {
     pub(super) fn new(name: String, pool: Pool, device: DeviceSetting) -> Self {
-        Self { name, pool, device, models: Mutex::default(), past: Mutex::default() }
+        Self { name, pool, device, models: Mutex::default(), unloaded: Mutex::default() }
     }
 
     pub(super) fn device(&self) -> DeviceSetting {
@@ -63,8 +63,8 @@ impl Worker {
             .iter()
             .filter_map(|(contract, cell)| Some((contract.model().to_owned(), cell.get()?.tally().counts())));
         let loaded: Vec<_> = loaded.collect();
-        let past = self.past.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let all = loaded.iter().fold(past, |all, (_, counts)| sum(&all, counts));
+        let unloaded = self.unloaded.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let all = loaded.iter().fold(unloaded, |all, (_, counts)| sum(&all, counts));
         (loaded, all)
     }
 
@@ -78,11 +78,11 @@ impl Worker {
             };
             models.insert(0, (contract.clone(), Arc::clone(&cell)));
             if models.len() > MODELS_KEPT
-                && let Some((_, gone)) = models.pop()
-                && let Some(gone) = gone.get()
+                && let Some((_, evicted)) = models.pop()
+                && let Some(evicted) = evicted.get()
             {
-                let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
-                *past = sum(&past, &gone.tally().counts());
+                let mut unloaded = self.unloaded.lock().unwrap_or_else(PoisonError::into_inner);
+                *unloaded = sum(&unloaded, &evicted.tally().counts());
             }
             cell
         };
@@ -193,7 +193,7 @@ impl ScalarUDFImpl for Score {
 impl AsyncScalarUDFImpl for Score {
     async fn invoke_async_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
         let Some(worker) = &self.worker else {
-            return internal_err!("{FUNCTION} was called where nothing is executed");
+            return internal_err!("{FUNCTION} can only be executed by an executor");
         };
         let ScalarFunctionArgs { args, number_rows, .. } = args;
         let mut args = args.into_iter();

@@ -88,7 +88,7 @@ pub(super) fn of_array(array: &ArrayRef) -> Result<(Vec<Result<Prediction, Rejec
     let (Some(array), true) =
         (array.as_struct_opt(), matches!(array.data_type(), DataType::Struct(f) if *f == fields()))
     else {
-        return internal_err!("the cluster answered with {}, which are no scores", array.data_type());
+        return internal_err!("the cluster returned {} instead of scores", array.data_type());
     };
     let labels = array.column(0).as_primitive::<Int32Type>();
     let scores = array.column(1).as_primitive::<Float32Type>();
@@ -119,7 +119,7 @@ pub(super) fn of_array(array: &ArrayRef) -> Result<(Vec<Result<Prediction, Rejec
             1 => Rejection::Empty { column: detail },
             2 => Rejection::TooLarge { column: detail, bytes: size(bytes.value(row)) },
             3 => Rejection::Untokenizable { problem: detail },
-            kind => return internal_err!("the cluster answered with a rejection of kind {kind}, which there is not"),
+            kind => return internal_err!("the cluster returned a rejection of unknown kind {kind}"),
         }))
     });
     let executor = if array.is_empty() { String::new() } else { executors.value(0).to_owned() };

@@ -14,7 +14,7 @@ mod folder;
 mod unchanged;
 
 pub use atomic::AtomicFile;
-pub use atomic::{NOT_DURABLE, NotDurable, TEMPORARY, folder_of, hold, remove_remains};
+pub use atomic::{NOT_DURABLE, NotDurable, TEMPORARY, folder_of, lock_temporary, remove_leftovers};
 pub use attributes::follow_links;
 pub use folder::{AtomicFolder, FolderKind, irreplaceable, recover};
 pub use unchanged::FileVersion;

@@ -27,7 +27,7 @@ use crate::files::{self, MAX_JSON};
 use crate::objects::{ObjectsError, Trouble};
 use crate::place::{HubModel, Place};
 
-pub use folder::{ModelFolder, beside_model, model_cache, model_folder};
+pub use folder::{ModelFolder, model_cache, model_folder, read_model_file};
 pub use needed::CALIBRATION_FILE;
 pub use needed::{Needed, PICKLE, SAFETENSORS, SENTENCE_TRANSFORMERS, is_weights};
 
@@ -36,7 +36,7 @@ use cache::{Gap, Snapshot};
 use settings::{OFFLINE, Settings};
 
 /// The maximum number of files of a model: an untrusted index could name any number.
-const MOST_FILES: usize = 1000;
+const MAX_FILES: usize = 1000;
 
 /// Returns the folder of the hub's cache.
 ///
@@ -78,7 +78,7 @@ pub async fn snapshot_folder(model: &HubModel) -> Result<ModelFolder, ObjectsErr
 ///
 /// # Errors
 /// As [`snapshot_folder`].
-pub async fn file_beside(
+pub async fn model_file(
     model: &HubModel,
     folder: &ModelFolder,
     name: &str,
@@ -102,7 +102,7 @@ pub async fn file_beside(
         Err(error) => return Err(error),
     };
     let Some(file) = listing.in_folder(model.folder()).into_iter().find(|file| file.name() == name) else {
-        note_absent(&snapshot, name);
+        record_absent(&snapshot, name);
         return Ok(None);
     };
     if file.size.is_some_and(|size| size > limit) {
@@ -129,21 +129,21 @@ fn from_cache(
     let path = snapshot.folder().display().to_string();
     match snapshot.gap() {
         None => {}
-        Some(Gap::Lacks(file)) => {
+        Some(Gap::Missing(file)) => {
             return missing(format!("{path} in the cache has no {file}, and {OFFLINE} is set; {}", how_to_fix()));
         }
-        Some(Gap::Unfinished(files)) => {
+        Some(Gap::Incomplete(files)) => {
             return missing(format!(
                 "{path} in the cache is not complete: a download ended before {}, and {OFFLINE} is set; {}",
-                listed(&files),
+                join_names(&files),
                 how_to_fix()
             ));
         }
         // transformers does the same with a cached snapshot.
-        Some(Gap::Unasked(files)) => tracing::warn!(
-            "{path} in the cache was fetched by another program, which did not ask for {}: it is taken for a model \
-             without that; to be sure, run once with a hub that can be reached",
-            listed(&files)
+        Some(Gap::NotRequested(files)) => tracing::warn!(
+            "{path} in the cache was fetched by another program, which did not request {}: the model is used \
+             without that; to be sure, run once while the hub can be reached",
+            join_names(&files)
         ),
     }
     if let Some(error) = unreachable {
@@ -176,7 +176,7 @@ fn how_to_fix() -> String {
 }
 
 /// Joins names as `a`, `a and b` or `a, b and c`.
-fn listed(names: &[String]) -> String {
+fn join_names(names: &[String]) -> String {
     match names {
         [all @ .., last] if !all.is_empty() => format!("{} and {last}", all.join(", ")),
         names => names.concat(),
@@ -185,8 +185,8 @@ fn listed(names: &[String]) -> String {
 
 /// Records that a commit has no such file. If the cache is read-only, nothing is recorded and a later run requests the
 /// file again.
-fn note_absent(snapshot: &Snapshot, name: &str) {
-    if let Err(e) = snapshot.note_absent(name) {
+fn record_absent(snapshot: &Snapshot, name: &str) {
+    if let Err(e) = snapshot.record_absent(name) {
         tracing::debug!("cannot note in the cache that commit {} has no {name}: {e}", snapshot.commit());
     }
 }
@@ -198,7 +198,7 @@ async fn fetch_needed(hub: &Hub<'_>, snapshot: &Snapshot, listing: &Listing) -> 
     problem::check(hub.model(), listing, &names)?;
     // This comes before the files, so that `Snapshot::gap` recognizes a snapshot with a missing file as unfinished.
     for absent in Needed::candidates().filter(|name| !names.contains(name)) {
-        note_absent(snapshot, absent);
+        record_absent(snapshot, absent);
     }
     let mut needed = Needed::among(&names);
     if let Some(index) = needed.index {
@@ -210,8 +210,8 @@ async fn fetch_needed(hub: &Hub<'_>, snapshot: &Snapshot, listing: &Listing) -> 
     let mut needed: Vec<RemoteFile> =
         files.iter().filter(|file| needed.files.contains(&file.name())).cloned().collect();
     needed.sort_by_key(|file| file.name() != CALIBRATION_FILE);
-    if needed.len() > MOST_FILES {
-        let problem = format!("it has {} files, more than a model has ({MOST_FILES})", needed.len());
+    if needed.len() > MAX_FILES {
+        let problem = format!("it has {} files, and a model may have at most {MAX_FILES}", needed.len());
         return Err(ObjectsError::new(&Place::Hub(hub.model().clone()), Trouble::Missing, problem));
     }
     fetch::all(hub, snapshot, &needed).await

@@ -85,7 +85,7 @@ impl<'n> Needed<'n> {
     }
 
     /// Returns the first required file that is missing. Weight files of an index are not checked.
-    pub(crate) fn lacks(&self) -> Option<&'static str> {
+    pub(crate) fn first_missing(&self) -> Option<&'static str> {
         let has = |name: &str| self.files.contains(&name);
         if !has("config.json") {
             Some("config.json")

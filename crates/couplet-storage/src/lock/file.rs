@@ -52,7 +52,8 @@ impl FileLock {
                     return Err(LockError::Unsafe {
                         place: folder.display().to_string(),
                         problem: format!(
-                            "its file system cannot lock files ({e}), so that two runs at a time would not notice each other; use a folder on another disk, or an object store"
+                            "its file system cannot lock files ({e}), so two concurrent runs would not notice \
+                             each other; use a folder on another disk, or an object store"
                         ),
                     });
                 }

@@ -100,7 +100,7 @@ pub async fn acquire(place: &Place, claim: &Claim) -> Result<Held, LockError> {
 
 /// A run that a lock names as its holder.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Seen {
+pub struct HolderStatus {
     /// The run.
     pub holder: Holder,
     /// True if its process is alive; none if this machine cannot tell.
@@ -111,7 +111,7 @@ pub struct Seen {
 ///
 /// # Errors
 /// A store that cannot be read.
-pub async fn look(place: &Place) -> Result<Option<Seen>, LockError> {
+pub async fn current_holder(place: &Place) -> Result<Option<HolderStatus>, LockError> {
     let failed = |problem: Explained| LockError::Store { place: place.to_string(), problem };
     let json = match place {
         Place::Folder(path) => match files::read(&path.join(LOCK), MAX_JSON) {
@@ -135,7 +135,7 @@ pub async fn look(place: &Place) -> Result<Option<Seen>, LockError> {
         }
     };
     let held = Content::from_json(&json).filter(|content| content.state == State::Held);
-    let seen = held.map(|Content { holder, .. }| Seen { is_alive: holder.process.is_alive(), holder });
+    let seen = held.map(|Content { holder, .. }| HolderStatus { is_alive: holder.process.is_alive(), holder });
     Ok(seen.filter(|seen| seen.is_alive != Some(false)))
 }
 

@@ -126,11 +126,11 @@ impl DurableLocal {
     /// Refuses anything but a regular file, as `object_store` would block on a pipe. It reports missing files itself.
     async fn check_regular(&self, location: &Path) -> Result<()> {
         let path = self.0.path_to_filesystem(location)?;
-        let looked = tokio::task::spawn_blocking(move || match files::open(&path) {
+        let checked = tokio::task::spawn_blocking(move || match files::open(&path) {
             Err(e) if e.kind() == ErrorKind::InvalidInput => Err(failed(e, &path)),
             _ => Ok(()),
         });
-        looked.await.unwrap_or(Ok(()))
+        checked.await.unwrap_or(Ok(()))
     }
 
     async fn make_durable(&self, location: &Path) -> Result<()> {

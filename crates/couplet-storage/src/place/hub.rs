@@ -11,7 +11,7 @@ pub(crate) const SCHEME: &str = "hf";
 pub(crate) const FORM: &str = "hf://ORG/NAME[@REVISION][/FOLDER]";
 
 /// The maximum length of a repository name, in bytes.
-const LONGEST: usize = 96;
+const MAX_NAME_BYTES: usize = 96;
 
 /// A model in a repository of a hub.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -67,8 +67,8 @@ impl HubModel {
         }
         // A name has at most one slash. Anything after the revision, or after the name, is a folder.
         let (repository, revision, folder) = match rest.split_once('@') {
-            Some((repository, behind)) => {
-                let (revision, folder) = split_revision(behind);
+            Some((repository, after)) => {
+                let (revision, folder) = split_revision(after);
                 (repository, Some(revision.replace("%2F", "/").replace("%2f", "/")), folder)
             }
             None => match rest.match_indices('/').nth(1) {
@@ -80,7 +80,7 @@ impl HubModel {
             return wrong(format!("`hf://{kind}/…` is not a model"));
         }
         let name = repository;
-        if name.split('/').count() > 2 || name.len() > LONGEST || !name.split('/').all(is_name) {
+        if name.split('/').count() > 2 || name.len() > MAX_NAME_BYTES || !name.split('/').all(is_name) {
             return wrong(format!("\"{name}\" cannot be the name of a repository"));
         }
         if let Some(revision) = revision.as_deref().filter(|revision| !is_revision(revision)) {

@@ -34,13 +34,13 @@ pub enum Place {
 
 /// The position of a place relative to another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lies {
+pub enum Overlap {
     /// Both are the same place.
-    There,
+    Same,
     /// It is inside the other one.
     Inside,
     /// It contains the other one.
-    Around,
+    Contains,
 }
 
 impl Place {
@@ -123,8 +123,8 @@ impl Place {
         }
         let (files, file) = (self.real(), file.real());
         // An existing path is taken literally, even if it contains pattern characters.
-        let is_there = matches!(self, Self::Local(path) if path.exists());
-        if self.is_glob() && !is_there {
+        let exists = matches!(self, Self::Local(path) if path.exists());
+        if self.is_glob() && !exists {
             matches(files.as_os_str().as_encoded_bytes(), file.as_os_str().as_encoded_bytes())
         } else {
             file == files || self.is_folder() && file.starts_with(files)
@@ -142,7 +142,7 @@ impl Place {
 
     /// Returns the position of this place relative to another one; `None` if they do not overlap.
     #[must_use]
-    pub fn lies(&self, other: &Self) -> Option<Lies> {
+    pub fn overlap(&self, other: &Self) -> Option<Overlap> {
         // Nothing is written to a hub.
         let is_of_hub = |place: &Self| matches!(place, Self::Hub(_));
         let root = |place: &Self| place.remote().map(Remote::root);
@@ -151,9 +151,9 @@ impl Place {
         }
         let (own, other) = (self.real(), other.real());
         match (own.starts_with(&other), other.starts_with(&own)) {
-            (true, true) => Some(Lies::There),
-            (true, false) => Some(Lies::Inside),
-            (false, true) => Some(Lies::Around),
+            (true, true) => Some(Overlap::Same),
+            (true, false) => Some(Overlap::Inside),
+            (false, true) => Some(Overlap::Contains),
             (false, false) => None,
         }
     }
@@ -161,13 +161,13 @@ impl Place {
     /// Returns true if this place is the other one or inside it.
     #[must_use]
     pub fn is_in(&self, other: &Self) -> bool {
-        matches!(self.lies(other), Some(Lies::There | Lies::Inside))
+        matches!(self.overlap(other), Some(Overlap::Same | Overlap::Inside))
     }
 
     /// Returns the path with links resolved as far as it exists; for a key, the key without `.` and `..`.
     #[must_use]
     pub fn real(&self) -> PathBuf {
-        let Self::Local(path) = self else { return normal(self.as_path()) };
+        let Self::Local(path) = self else { return normalized(self.as_path()) };
         real_path(path)
     }
 
@@ -324,7 +324,7 @@ pub fn is_glob(path: &Path) -> bool {
 }
 
 /// Removes `.` and `..` lexically. The result is for comparisons only: with links it may name another file.
-fn normal(path: &Path) -> PathBuf {
+fn normalized(path: &Path) -> PathBuf {
     let mut parts = PathBuf::new();
     for part in path.components() {
         match part {
@@ -379,17 +379,17 @@ mod tests {
 
     #[test]
     fn places_are_apart_or_one_is_in_the_other() {
-        let lies = |one: &str, other: &str| place(one).lies(&place(other));
-        assert_eq!(lies("a/./c/../b", "a/b/"), Some(Lies::There));
-        assert_eq!(lies("a/b/c.parquet", "a/b"), Some(Lies::Inside));
-        assert_eq!(lies("a", "../a/../a/b"), None);
-        assert_eq!(lies("a", "a/b"), Some(Lies::Around));
-        assert_eq!(lies("a", "ab"), None);
-        assert_eq!(lies("s3://b", "s3a://b/a"), Some(Lies::Around));
-        assert_eq!(lies("s3://b/a/", "s3://b/a"), Some(Lies::There));
-        assert_eq!(lies("s3://b/a", "gs://b/a"), None);
+        let overlap = |one: &str, other: &str| place(one).overlap(&place(other));
+        assert_eq!(overlap("a/./c/../b", "a/b/"), Some(Overlap::Same));
+        assert_eq!(overlap("a/b/c.parquet", "a/b"), Some(Overlap::Inside));
+        assert_eq!(overlap("a", "../a/../a/b"), None);
+        assert_eq!(overlap("a", "a/b"), Some(Overlap::Contains));
+        assert_eq!(overlap("a", "ab"), None);
+        assert_eq!(overlap("s3://b", "s3a://b/a"), Some(Overlap::Contains));
+        assert_eq!(overlap("s3://b/a/", "s3://b/a"), Some(Overlap::Same));
+        assert_eq!(overlap("s3://b/a", "gs://b/a"), None);
         let hub = resolve_model(Path::new(""), "hf://org/name").unwrap();
-        assert_eq!(hub.lies(&hub), None);
+        assert_eq!(hub.overlap(&hub), None);
     }
 
     #[test]

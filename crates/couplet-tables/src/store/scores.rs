@@ -40,7 +40,7 @@ const FILES_TO_COMPACT: usize = 128;
 const SMALL: u64 = 32 << 20;
 
 /// Files verified concurrently.
-const CHECKED_AT_ONCE: usize = 8;
+const CONCURRENT_CHECKS: usize = 8;
 
 /// The key, the fields of a prediction, and the number of tokens read.
 pub(super) static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
@@ -133,7 +133,7 @@ impl ScoreStore {
     ///
     /// # Errors
     /// A place that cannot be read.
-    pub async fn look(store: &StoreFolder, model: String) -> Result<Self, StoreError> {
+    pub async fn open_read_only(store: &StoreFolder, model: String) -> Result<Self, StoreError> {
         Ok(Self::checked(store, model).await?.0)
     }
 
@@ -149,7 +149,7 @@ impl ScoreStore {
             }
             Ok::<_, ObjectsError>((file, found))
         });
-        let mut checks = futures::stream::iter(checks).buffered(CHECKED_AT_ONCE);
+        let mut checks = futures::stream::iter(checks).buffered(CONCURRENT_CHECKS);
         let (mut intact, mut damaged) = (Vec::new(), Vec::new());
         while let Some((file, found)) = checks.try_next().await? {
             match found {
@@ -184,13 +184,13 @@ impl ScoreStore {
     }
 
     /// Returns the reason why reading the scores failed: the damaged file if there is one, otherwise `error`.
-    pub async fn blame<E: From<ObjectsError>>(&self, noticed: E) -> E {
+    pub async fn blame<E: From<ObjectsError>>(&self, error: E) -> E {
         match self.check().await {
             Err(ObjectsError { place, problem, trouble: Trouble::Missing }) => {
                 ObjectsError { place, problem, trouble: Trouble::Other }.into()
             }
             Err(error) => error.into(),
-            Ok(()) => noticed,
+            Ok(()) => error,
         }
     }
 

@@ -49,9 +49,9 @@ pub use clean::{remove, remove_older};
 pub use manifest::{Manifest, RunColumn, RunFile};
 use manifest::{RUN_FOLDER, STARTED, SUCCESS, Started, Success, folder_name, part_name, to_json};
 pub use part::Part;
-pub use read::are_there;
+pub use read::has_run_folders;
 pub use read::{all, latest, readable};
-pub use upload::Over;
+pub use upload::PutCondition;
 
 /// A sink that cannot be read or written.
 #[derive(Debug, Clone, Error)]
@@ -224,7 +224,7 @@ impl RunFolder {
         match &self.target {
             Target::Folder(folder) => Part::in_folder(folder.path(), name, &self.schema, options),
             Target::Objects { store, folder } => {
-                Part::on_store(Arc::clone(store), folder, name, Over::Anything, &self.schema, options)
+                Part::on_store(Arc::clone(store), folder, name, PutCondition::Always, &self.schema, options)
             }
         }
         .map_err(|e| RunsError::write(&self.place, root_cause(&self.place, &e)))

@@ -18,7 +18,7 @@ use parquet::arrow::async_writer::AsyncFileWriter;
 use parquet::errors::{ParquetError, Result};
 
 use super::RunFile;
-use super::upload::{Over, Upload, Uploaded};
+use super::upload::{PutCondition, Upload, Uploaded};
 use crate::sink::stored;
 
 /// A Parquet file while it is written.
@@ -50,12 +50,12 @@ impl Part {
         store: Arc<dyn ObjectStore>,
         folder: &Path,
         name: String,
-        over: Over,
+        condition: PutCondition,
         schema: &SchemaRef,
         options: ArrowWriterOptions,
     ) -> Result<Self> {
         let path = folder.clone().join(name.as_str());
-        Self::new(name, Output::Upload(Upload::begin(store, path, over)), schema, options)
+        Self::new(name, Output::Upload(Upload::begin(store, path, condition)), schema, options)
     }
 
     fn new(name: String, output: Output, schema: &SchemaRef, options: ArrowWriterOptions) -> Result<Self> {

@@ -113,7 +113,7 @@ impl Folder {
 ///
 /// # Errors
 /// A place that cannot be read.
-pub async fn are_there(place: &Place) -> Result<bool, RunsError> {
+pub async fn has_run_folders(place: &Place) -> Result<bool, RunsError> {
     Ok(!folders(place).await?.is_empty())
 }
 
