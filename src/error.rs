@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use couplet_cluster::ClusterError;
 use couplet_encoder::scorer::ScorerError;
 use couplet_storage::lock::LockError;
-use couplet_storage::objects::{ObjectsError, Trouble, cause_in, explain_unplaced, without_answers};
+use couplet_storage::objects::{ObjectsError, Trouble, cause_in, explain_without_place, without_responses};
 use couplet_storage::trouble::{Explained, system_error};
 use couplet_tables::delta::DeltaError;
 use couplet_tables::sink::SinkError;
@@ -159,7 +159,7 @@ pub enum Error {
     #[error(transparent)]
     Runs(#[from] RunsError),
     /// The rows could not be published.
-    #[error("cannot write {output}: {}; {}", without_answers(&**source), if *known { AS_BEFORE } else { NOT_KNOWN })]
+    #[error("cannot write {output}: {}; {}", without_responses(&**source), if *known { AS_BEFORE } else { NOT_KNOWN })]
     Publish {
         /// The table.
         output: String,
@@ -260,7 +260,7 @@ impl Error {
         if let Some(broken) = broken_in(error) {
             return Self::BrokenFile { broken: broken.clone(), kept: None };
         }
-        if let Some(error) = cause_in(error).and_then(explain_unplaced) {
+        if let Some(error) = cause_in(error).and_then(explain_without_place) {
             return Self::Objects(error);
         }
         let message = sql_error::explain(error, context, None);
@@ -314,7 +314,7 @@ impl From<StoreError> for Error {
 
 /// Returns true if the cause of an error is that a server refuses access.
 fn is_refused(error: &(dyn std::error::Error + 'static)) -> bool {
-    cause_in(error).and_then(explain_unplaced).is_some_and(|explained| explained.trouble.is_refusal())
+    cause_in(error).and_then(explain_without_place).is_some_and(|explained| explained.trouble.is_refusal())
 }
 
 /// Returns true if the name of a missing table is that of the pipeline's own output.
@@ -353,7 +353,7 @@ mod tests {
             source: "Error performing PUT http://host/bucket/key in 1ms - status code: 503 Slow Down: ".into(),
         };
         for (error, code) in [(refused, 2), (busy, 1)] {
-            let problem = || explain_unplaced(&error).unwrap().into();
+            let problem = || explain_without_place(&error).unwrap().into();
             let place = || "s3://bucket/key".to_owned();
             let lock = LockError::Store { place: place(), problem: problem() };
             let sink = SinkError { path: place().into(), problem: problem() };

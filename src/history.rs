@@ -6,9 +6,9 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use arrow::json::{ArrayWriter, WriterBuilder};
 use chrono::{DateTime, Local, Utc};
-use couplet_storage::lock::{self, Seen};
+use couplet_storage::lock::{self, HolderStatus};
 use couplet_storage::objects::{Objects, StoreFolder};
-use couplet_storage::words::{grouped, spoken};
+use couplet_storage::words::{format_duration, grouped};
 use couplet_tables::histogram::Drift;
 use couplet_tables::store::{self, Garbage, Outcome, RunRecord, Runs, collect_garbage, model_class};
 use datafusion::prelude::SessionContext;
@@ -56,7 +56,7 @@ pub async fn runs(pipeline: &Pipeline, limit: usize, as_json: bool) -> Result<St
 /// Describes the run that holds the lock of the store. It has no record before it ends, and may belong to another
 /// pipeline.
 async fn under_way(store: &Objects) -> Result<Option<String>, Error> {
-    Ok(lock::look(&store.lock_place()).await?.map(|Seen { holder, is_alive }| match is_alive {
+    Ok(lock::current_holder(&store.lock_place()).await?.map(|HolderStatus { holder, is_alive }| match is_alive {
         Some(_) => format!("a run is in progress: {holder}\n"),
         None => format!("a run is in progress, or was killed on a machine that this one cannot check: {holder}\n"),
     }))
@@ -126,7 +126,7 @@ pub async fn records(pipeline: &Pipeline, limit: usize) -> Result<Vec<RunRecord>
 fn line(record: &RunRecord) -> String {
     let number = |number: Option<u64>| number.map_or_else(String::new, grouped);
     let started = record.started_at.map(|time| time.with_timezone(&Local).format("%Y-%m-%d %H:%M:%S").to_string());
-    let took = record.seconds.map(|seconds| spoken(std::time::Duration::from_secs_f64(seconds.max(0.0))));
+    let took = record.seconds.map(|seconds| format_duration(std::time::Duration::from_secs_f64(seconds.max(0.0))));
     let output = match (&record.output, record.output_version) {
         (Some(output), Some(version)) => format!("{output}@{version}"),
         (Some(output), None) => output.clone(),
@@ -193,7 +193,7 @@ pub async fn collect(pipelines: &[Pipeline], dry_run: bool) -> Result<Garbage, E
         keep.push(model_class(&models.get(&model_name(&scoring.model)).await?));
     }
     let Some(store) = store else { return Err(Error::Usage("name the pipelines that use the store".into())) };
-    match store::look(&store.place).await? {
+    match store::open_existing(&store.place).await? {
         None => Ok(Garbage::default()),
         Some(store) if dry_run => Ok(collect_garbage(&store, &keep, true).await?),
         Some(store) => Ok(collect_garbage(&store::open(&store.objects.place).await?, &keep, false).await?),
@@ -211,5 +211,5 @@ fn scoring_of(pipeline: &Pipeline) -> Result<&Scoring, Error> {
 
 /// Returns the store of a pipeline; `None` if it has not run yet.
 async fn store_of(pipeline: &Pipeline) -> Result<Option<StoreFolder>, Error> {
-    Ok(store::look(&scoring_of(pipeline)?.score.store.place).await?)
+    Ok(store::open_existing(&scoring_of(pipeline)?.score.store.place).await?)
 }

@@ -7,7 +7,7 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use couplet_encoder::scorer::{Counts, Scorer};
-use couplet_storage::words::{grouped, spoken};
+use couplet_storage::words::{format_duration, grouped};
 use couplet_train::training_loop::Event;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -177,7 +177,7 @@ impl std::fmt::Display for Estimate {
             grouped((self.tokens as f64 / self.elapsed.as_secs_f64()) as u64),
         )?;
         match self.remaining() {
-            Some(remaining) => write!(f, " · {} left", spoken(remaining)),
+            Some(remaining) => write!(f, " · {} left", format_duration(remaining)),
             None => Ok(()),
         }
     }

@@ -11,7 +11,7 @@ use couplet_encoder::model::{
 use couplet_encoder::scorer::ScorerError;
 use couplet_storage::escape::in_line;
 use couplet_storage::files::irreplaceable;
-use couplet_storage::hub::{ModelFolder, beside_model, model_folder};
+use couplet_storage::hub::{ModelFolder, model_folder, read_model_file};
 use couplet_storage::place::Place;
 use couplet_storage::words::grouped;
 use serde_json::json;
@@ -135,8 +135,8 @@ async fn show(uri: &str, as_json: bool) -> Result<(), Error> {
     let place = model_place(uri)?;
     let folder = model_folder(&place).await.map_err(ScorerError::from)?;
     let model = ModelDescription::load(&folder.path).map_err(|e| ScorerError::from(e).of_copy(&place, &folder.path))?;
-    let readme = beside_model(&place, &folder, card::README, card::MAX_BYTES).await?;
-    let training = beside_model(&place, &folder, card::TRAINING, card::MAX_BYTES).await?;
+    let readme = read_model_file(&place, &folder, card::README, card::MAX_BYTES).await?;
+    let training = read_model_file(&place, &folder, card::TRAINING, card::MAX_BYTES).await?;
     let card = Card::read(readme.as_deref(), training.as_deref());
     let text = if as_json {
         format!("{:#}\n", card_json(&place, &folder, &model, &card))

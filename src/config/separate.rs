@@ -1,7 +1,7 @@
 //! Checks that the locations of a pipeline do not overlap. A location that one stage writes must not be inside, or
 //! contain, a location that another stage reads or writes: one would overwrite, or be read as, a part of the other.
 
-use couplet_storage::place::{Lies, Place, Problem};
+use couplet_storage::place::{Overlap, Place, Problem};
 use couplet_tables::tables::Location;
 
 use super::item::Item;
@@ -45,17 +45,17 @@ impl Part {
     }
 
     /// Returns the overlap of two locations, if it is harmful.
-    fn harms(&self, other: &Self) -> Option<Lies> {
-        let lies = self.place.lies(&other.place)?;
+    fn harms(&self, other: &Self) -> Option<Overlap> {
+        let overlap = self.place.overlap(&other.place)?;
         let harmless = match (self.used, other.used) {
             (Use::Read, _) => true,
             // A trained model is used by later stages, and a model is read by file name, so other files in its folder
             // do not matter.
-            (Use::Trained, Use::Read) => lies != Lies::Around,
-            (Use::Replaced, Use::Read) => lies == Lies::Inside,
+            (Use::Trained, Use::Read) => overlap != Overlap::Contains,
+            (Use::Replaced, Use::Read) => overlap == Overlap::Inside,
             _ => false,
         };
-        (!harmless).then_some(lies)
+        (!harmless).then_some(overlap)
     }
 }
 
@@ -88,11 +88,11 @@ pub(super) fn check(keys: &Keys<'_>, pipeline: &Pipeline) -> Read<()> {
     let mut checked = Ok(());
     for (i, part) in parts.iter().enumerate() {
         let harm = parts[i + 1..].iter().find_map(|other| Some((other, part.harms(other)?)));
-        let Some((other, lies)) = harm else { continue };
-        let (verb, label) = match lies {
-            Lies::There => ("is", "the same place"),
-            Lies::Inside => ("is inside", "inside it"),
-            Lies::Around => ("contains", "contains it"),
+        let Some((other, overlap)) = harm else { continue };
+        let (verb, label) = match overlap {
+            Overlap::Same => ("is", "the same place"),
+            Overlap::Inside => ("is inside", "inside it"),
+            Overlap::Contains => ("contains", "contains it"),
         };
         let message = format!("{} `{}` {verb} {} `{}`", part.what, part.written, other.what, other.written);
         let problem = Problem::new(message, label);

@@ -7,7 +7,7 @@ mod documents;
 use std::time::Duration;
 
 use couplet_encoder::model::Problem;
-use couplet_storage::words::{grouped, size, spoken};
+use couplet_storage::words::{format_duration, grouped, size};
 use couplet_tables::store::{Outcome, RunRecord};
 use maud::{DOCTYPE, Markup, PreEscaped, html as markup};
 use serde_json::Value;
@@ -371,7 +371,7 @@ fn short_number(value: &Value) -> String {
 
 fn took(seconds: f64) -> String {
     match seconds {
-        0.1.. => spoken(Duration::from_secs_f64(seconds)),
+        0.1.. => format_duration(Duration::from_secs_f64(seconds)),
         _ => format!("{:.0} ms", 1000.0 * seconds.max(0.0)),
     }
 }

@@ -9,7 +9,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use couplet_storage::words::spoken;
+use couplet_storage::words::format_duration;
 use serde_json::json;
 
 pub use appended::Appended;
@@ -131,5 +131,5 @@ fn write_stage(
     for (i, line) in lines.iter().enumerate() {
         writeln!(f, "  {:<10} {line}", if i == 0 { name } else { "" })?;
     }
-    writeln!(f, "  {:<10} {} ({})", "", folder.display(), spoken(elapsed))
+    writeln!(f, "  {:<10} {} ({})", "", folder.display(), format_duration(elapsed))
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use couplet_encoder::model::Problem;
 use couplet_encoder::scorer::PADDED_BATCH;
 use couplet_storage::escape::printable;
-use couplet_storage::words::{counted, grouped, size, spoken};
+use couplet_storage::words::{counted, format_duration, grouped, size};
 
 use super::Report;
 use crate::frequent::most_frequent;
@@ -52,7 +52,7 @@ impl fmt::Display for Report {
         };
         line("tokens", format!("{} · {truncated}", grouped(tokens)))?;
         if tokens == 0 {
-            line("time", spoken(self.elapsed))?;
+            line("time", format_duration(self.elapsed))?;
             return self.write_end(f);
         }
         line(
@@ -67,7 +67,7 @@ impl fmt::Display for Report {
             [record.speed.rows_per_second, record.speed.tokens_per_second].map(Option::unwrap_or_default);
         line("speed", format!("{rows:.0} rows/s · {} tokens/s", grouped(tokens as u64)))?;
         let scoring = Duration::from_secs_f64(record.stages.score.unwrap_or_default());
-        line("time", format!("{} ({} scoring)", spoken(self.elapsed), spoken(scoring)))?;
+        line("time", format!("{} ({} scoring)", format_duration(self.elapsed), format_duration(scoring)))?;
         let all: u64 = self.executors.iter().map(|executor| executor.tokens).sum();
         for (i, executor) in self.executors.iter().enumerate() {
             let name = if i == 0 { "executors" } else { "" };

@@ -9,7 +9,7 @@
 //! So `rejected` in `couplet query` has the rows of finished runs only, whenever a run is killed. Other programs that
 //! read the place of rejected rows may see those of a run that was killed before its commit, until the next run.
 
-use couplet_storage::files::{folder_of, remove_remains};
+use couplet_storage::files::{folder_of, remove_leftovers};
 use couplet_storage::lock::Explained;
 use couplet_storage::objects::{Objects, PENDING};
 use couplet_storage::place::Place;
@@ -111,7 +111,7 @@ impl Pending {
         // Temporary files of runs that were killed while writing: their names have the run's id, so no other run finds
         // them.
         if let Some(path) = place.local() {
-            remove_remains(folder_of(path), &format!("..{}.", place.name()), |path| std::fs::remove_file(path));
+            remove_leftovers(folder_of(path), &format!("..{}.", place.name()), |path| std::fs::remove_file(path));
         }
         let own = Objects::open(&pending_place(place, run))?.root;
         let folder = own.parent().unwrap_or_default();

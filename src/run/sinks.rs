@@ -11,7 +11,9 @@ use couplet_storage::objects::{Objects, StoreFolder};
 use couplet_storage::place::Place;
 use couplet_tables::delta;
 use couplet_tables::sink::runs::{self, Manifest, RunFolder};
-use couplet_tables::sink::{self, DeltaSink, Mode, Origin, SinkError, Unpublished, as_there, fitted, rejected_version};
+use couplet_tables::sink::{
+    self, DeltaSink, Mode, Origin, SinkError, Unpublished, fitted, rejected_version, with_table_types,
+};
 use couplet_tables::tables;
 use couplet_tables::types::{Columns, FileSchema};
 use datafusion::catalog::TableProvider;
@@ -132,7 +134,7 @@ impl SinkKind {
                 };
                 let (partition_by, id) = (&settings.partition_by, &scoring.source.id);
                 let sink = DeltaSink::open(objects, schema, mode, partition_by, id, origin).await?;
-                if sink.is_new() && runs::are_there(&objects.lock_place()).await? {
+                if sink.is_new() && runs::has_run_folders(&objects.lock_place()).await? {
                     return refused(
                         "has folders of runs, among which format = \"delta\" would make a Delta table; remove that line, \
                          or name another folder",
@@ -157,7 +159,7 @@ impl SinkKind {
                 // All runs are read as one table.
                 let mut runs = tables::columns_of_runs(objects).await.map_err(|e| Error::Tables(vec![e]))?;
                 let fits = Columns::of(&runs).and_then(|there| {
-                    let schema = as_there(schema, &there.schema);
+                    let schema = with_table_types(schema, &there.schema);
                     runs.push(FileSchema { place: "this run".into(), schema: Arc::clone(&schema), footer: None });
                     Columns::of(&runs).map(|_| schema)
                 });
@@ -206,7 +208,7 @@ impl Sink {
                 place = quarantine::pending_place(&place, &origin.run);
             }
         }
-        let objects = Objects::open(&place)?.noting(store);
+        let objects = Objects::open(&place)?.with_upload_notes(store);
         try_to_write(&objects, settings.is_one_file(), store).await?;
         let main = Objects::open(&settings.location.place)?;
         let to = match (kind.look(pipeline, scoring, schema, origin.clone(), &objects).await?, &place) {

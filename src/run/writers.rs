@@ -9,7 +9,7 @@ use couplet_storage::files::{FileVersion, REPLACED};
 use couplet_storage::objects::{Objects, cause_in};
 use couplet_storage::trouble::Explained;
 use couplet_tables::sink::runs::{Manifest, RunFolder};
-use couplet_tables::sink::{Over, ParquetSink, Part, SinkError, writer_options};
+use couplet_tables::sink::{ParquetSink, Part, PutCondition, SinkError, writer_options};
 use datafusion::execution::SendableRecordBatchStream;
 use futures::StreamExt;
 use object_store::{Error as StoreError, ObjectMeta};
@@ -63,7 +63,7 @@ pub(super) async fn to_object(
     let folder = objects.root.parent().unwrap_or_default();
     let name = objects.place.name();
     let (store, options) = (Arc::clone(&objects.store), writer_options(schema, metadata));
-    let part = Part::on_store(store, &folder, name, Over::Seen(over), schema, options);
+    let part = Part::on_store(store, &folder, name, PutCondition::IfUnchanged(over), schema, options);
     let mut part = part.map_err(|e| failed(&e))?;
     while let Some(batch) = rows.next().await {
         let written = match batch {

@@ -342,7 +342,7 @@ fn a_killed_scheduler_fails_the_run_and_the_next_run_resumes() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert!(stderr.contains(&format!("the scheduler at {} does not answer: ", cluster.address())), "{stderr}");
-    assert!(stderr.contains("what was scored is remembered: run the same command again"), "{stderr}");
+    assert!(stderr.contains("the scores so far are cached: run the same command again"), "{stderr}");
     assert!(!job.output().exists() && !job.path("state/cluster").exists());
     // Without a scheduler, a run fails before it reads anything, and a plan predicts that.
     let stderr = stderr_of(&mut run(&job, &cluster), 1);

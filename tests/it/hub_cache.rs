@@ -92,7 +92,7 @@ fn downloads_of_other_programs_are_used_offline() {
     let output = offline(&setup, URI).output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(serde_json::from_slice::<Value>(&output.stdout).unwrap(), of_folder(&golden("tiny-distilbert")));
-    let asked = "did not ask for vocab.txt, special_tokens_map.json, added_tokens.json, \
+    let asked = "did not request vocab.txt, special_tokens_map.json, added_tokens.json, \
                  config_sentence_transformers.json, calibration.json and model.safetensors.index.json";
     assert!(said.contains(asked), "{said}");
     // A commit of unknown completeness is requested again, or used as it is while the hub is unreachable.

@@ -23,7 +23,7 @@ fn a_token_is_not_sent_to_the_host_of_a_redirect() {
         assert_eq!(output.status.success(), access == Access::Everybody);
         if access == Access::Gated {
             let said = String::from_utf8(output.stderr).unwrap();
-            assert!(said.contains("neither in its list nor to those who ask without a token"), "{said}");
+            assert!(said.contains("neither in its list nor to requests without a token"), "{said}");
         }
     }
 }
@@ -56,7 +56,7 @@ fn retries_wait_as_long_as_the_hub_asks() {
     // Nobody waits for an hour.
     let (setup, _) = Setup::new();
     setup.server.fail_for("/api/models/", 429, 1, 3600);
-    insta::assert_snapshot!(setup.problem(&mut setup.predict(URI), 1), @r"error: model hf://org/tiny: HUB has had too many requests (status 429: injected; retry after 3600 s); wait, or set HF_TOKEN, or log in once with `hf auth login`");
+    insta::assert_snapshot!(setup.problem(&mut setup.predict(URI), 1), @r"error: model hf://org/tiny: HUB received too many requests (status 429: injected; retry after 3600 s); wait, or set HF_TOKEN, or log in once with `hf auth login`");
     assert_eq!(setup.server.take_log().len(), 1);
 }
 
@@ -119,7 +119,7 @@ fn a_full_disk_keeps_the_partial_download() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{said}");
     let place = format!("downloading model.safetensors to {}/hub: No space left", home.display());
-    assert!(said.contains(&place) && said.contains("HF_HOME or HF_HUB_CACHE name another place"), "{said}");
+    assert!(said.contains(&place) && said.contains("set HF_HOME or HF_HUB_CACHE to another place"), "{said}");
     // With enough space, the download resumes.
     setup.server.take_log();
     let after = setup.home.path().join("small.after");
@@ -135,7 +135,7 @@ fn a_response_with_another_commit_is_refused() {
     let wanted = "0123456789abcdef0123456789abcdef01234567";
     setup.server.name(REPOSITORY, wanted, &commit);
     let problem = setup.problem(&mut setup.predict(&format!("{URI}@{wanted}")), 1);
-    assert!(problem.contains(&format!("asked for a commit, it answers with another, {commit}")), "{problem}");
+    assert!(problem.contains(&format!("it returned another commit than the requested one, {commit}")), "{problem}");
     assert!(!setup.repository().exists());
 }
 

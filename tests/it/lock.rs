@@ -404,7 +404,7 @@ async fn a_server_that_ignores_conditions_is_refused() {
     let refused = probe_and_delete(&objects(&store), "probe").await.unwrap_err();
     assert_eq!(
         refused.to_string(),
-        "s3://bucket/a/store cannot hold a store or a table safely: it ignores If-None-Match, so that two writers overwrite each other without noticing; use a server that keeps it, or a local folder"
+        "s3://bucket/a/store cannot hold a store or a table safely: it ignores If-None-Match, so that two writers overwrite each other without noticing; use a server that supports it, or a local folder"
     );
     assert!(store.list_with_delimiter(None).await.unwrap().objects.is_empty());
     // A local folder used as an object store cannot do conditional updates.
@@ -417,5 +417,5 @@ async fn a_server_that_ignores_conditions_is_refused() {
         explain: Explain::default(),
     };
     let refused = probe(&place, "probe", b"1").await.unwrap_err().to_string();
-    assert!(refused.contains("does not support writing only over a known version (If-Match)"), "{refused}");
+    assert!(refused.contains("does not support conditional writes with If-Match"), "{refused}");
 }

@@ -580,6 +580,9 @@ fn a_delta_table_keeps_its_schema_and_misfits_fail_early() {
     // Two ids that differ only in nanoseconds would become one.
     let finer = "SELECT arrow_cast(id, 'Timestamp(Nanosecond, None)') AS id, a, b FROM pairs";
     let said = delta(job(), "merge").change(select, finer).error(2);
-    assert!(said.contains("merged by `id`, which is Timestamp(ns), and a Delta table has it less exactly"), "{said}");
+    assert!(
+        said.contains("merged by `id`, which is Timestamp(ns), and a Delta table stores it with less precision"),
+        "{said}"
+    );
     delta(job(), "append").change(select, finer).report();
 }

@@ -291,7 +291,7 @@ fn a_query_must_be_read_only() {
 fn unknown_tables_are_named_with_suggestions() {
     let table = format!("Pairs={}", quickstart_pairs().display());
     insta::assert_snapshot!(refusal("SELECT 1 FROM pair", &["--table", &table]), @"error: SQL: there is no table `pair` (tables: Pairs); did you mean `Pairs`?");
-    insta::assert_snapshot!(refusal("SELECT 1 FROM pairs", &[]), @"error: SQL: there is no table `pairs`, nor any other: name one with --table pairs=URI or --pipeline FILE, or read a file with FROM 'FILE'");
+    insta::assert_snapshot!(refusal("SELECT 1 FROM pairs", &[]), @"error: SQL: there is no table `pairs`, and no tables are defined: name one with --table pairs=URI or --pipeline FILE, or read a file with FROM 'FILE'");
 }
 
 #[test]

@@ -127,5 +127,5 @@ fn a_function_that_would_exceed_the_memory_is_refused() {
     // The replacement of all matches would be too large; the actual result is not.
     assert_eq!(stdout_of(&mut query), format!("x\n{}\n", 2 * (3 + 4 + 3 + 3 + 4_000_000 + 4_000_000)));
     let job = job.change("SELECT id, a, b FROM pairs", "SELECT id, repeat(a, 2000000000) AS a, b FROM pairs");
-    assert!(job.error(2).contains("repeat() would make about 4,000,000,000 bytes"), "{}", job.error(2));
+    assert!(job.error(2).contains("repeat() would produce about 4,000,000,000 bytes"), "{}", job.error(2));
 }

@@ -4,10 +4,10 @@
 //!   couplet run --cluster df://HOST:50050            couplet scheduler              couplet executor, many
 //!   ─────────────────────────────────────            ─────────────────              ──────────────────────
 //!   source ─ rows ─ texts without a score
-//!              cut into tasks by tokens ── a job ──▶  plan, hand out, ── a task ──▶  read texts from the store,
-//!              texts ─▶ store/cluster/RUN/*.parquet   hand out again                 score them with the model that
-//!   store ◀─ cache ◀───────────────── scores ◀──────  what was lost   ◀───────────── the plan names
-//!   sink  ◀─ publish in one step
+//!              split into tasks by tokens ─ a job ──▶ plan and assign, ─ a task ──▶  read texts from the store,
+//!              texts ─▶ store/cluster/RUN/*.parquet   reassign lost                  score them with the model
+//!   store ◀─ cache ◀───────────────── scores ◀──────  tasks           ◀───────────── that the plan names
+//!   sink  ◀─ publish in one commit
 //! ```
 //!
 //! Only scoring happens on the cluster. The client reads, caches and publishes locally, in one commit. So resume,
@@ -16,7 +16,7 @@
 //!
 //! The plan of a job carries a [`Contract`]: the model by URI and fingerprint, the truncation and precision, and the
 //! version of couplet. An executor that cannot fulfil it refuses the task. Keys and passwords are never sent: each
-//! machine takes those of its own environment.
+//! machine reads them from its own environment.
 //!
 //! Everything but the address needs the feature `cluster`.
 
@@ -35,11 +35,11 @@ use couplet_encoder::scorer::{DeviceSetting, Prediction, Rejection};
 use couplet_storage::objects::StoreFolder;
 
 #[cfg(feature = "ballista")]
-pub use ballista::{Client, Contract, cancel, execute, look, schedule, session_of, starved};
+pub use ballista::{Client, Contract, cancel, execute, list_executors, schedule, session_of, starved};
 #[cfg(not(feature = "ballista"))]
-pub use unavailable::{Client, Contract, cancel, execute, look, schedule, session_of, starved};
+pub use unavailable::{Client, Contract, cancel, execute, list_executors, schedule, session_of, starved};
 
-/// True if this couplet was built with the feature `cluster`.
+/// True if this build has the feature `cluster`.
 pub const IS_AVAILABLE: bool = cfg!(feature = "ballista");
 
 /// The default port of a scheduler.
@@ -115,12 +115,12 @@ pub struct Scored {
     pub took: Duration,
 }
 
-/// The texts to score, and how.
+/// The texts to score, and the settings for scoring them.
 #[derive(Debug)]
 pub struct Work {
-    /// The model and how to run it.
+    /// The model and its settings.
     pub contract: Contract,
-    /// The folder for the texts, which executors reach under the same name.
+    /// The folder for the texts. Executors can read it under the same name.
     pub folder: StoreFolder,
     /// The number of texts.
     pub texts: u64,
@@ -174,7 +174,7 @@ pub struct ExecutorOptions {
 
 /// An executor as listed by its scheduler.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Seen {
+pub struct ExecutorInfo {
     /// The name of the executor.
     pub name: String,
     /// The host that it runs on.
@@ -186,7 +186,7 @@ pub struct Seen {
 /// An error of a cluster.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
-    /// This couplet was built without the feature `cluster`.
+    /// This build does not have the feature `cluster`.
     #[error(
         "{what}: this couplet was built without support for clusters; build it with `cargo build --release --features cluster`"
     )]
@@ -223,7 +223,7 @@ pub enum ClusterError {
         problem: String,
     },
     /// The texts of a task cannot be written to the place from which the executors read them.
-    #[error("the texts of a task cannot be put into {place}: {problem}")]
+    #[error("the texts of a task cannot be written to {place}: {problem}")]
     Texts {
         /// The file for the texts.
         place: String,

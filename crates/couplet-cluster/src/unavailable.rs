@@ -1,4 +1,4 @@
-//! The cluster of a couplet that was built without the feature `cluster`: every function refuses.
+//! Replaces the cluster in builds without the feature `cluster`: every operation returns an error.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -12,15 +12,15 @@ use datafusion::prelude::SessionContext;
 use futures::Stream;
 use futures::stream::Empty;
 
-use super::{Address, ClusterError, ExecutorOptions, SchedulerOptions, Scored, Seen, Work};
+use super::{Address, ClusterError, ExecutorInfo, ExecutorOptions, SchedulerOptions, Scored, Work};
 
-/// No client.
+/// A client, which cannot be created in this build.
 #[derive(Debug)]
 pub struct Client(Infallible);
 
 #[expect(clippy::unused_async, reason = "as it is with the feature")]
 impl Client {
-    /// Refuses.
+    /// Returns an error.
     ///
     /// # Errors
     /// Always.
@@ -28,7 +28,7 @@ impl Client {
         Err(ClusterError::Unavailable { what: "--cluster" })
     }
 
-    /// Scores nothing, as there is no client.
+    /// Cannot be called, because there is no client.
     pub fn score<E, W>(self: &Arc<Self>, _: W, _: Work) -> Empty<Result<Scored, E>>
     where
         W: Stream<Item = Result<(ArrayRef, Window), E>>,
@@ -36,31 +36,31 @@ impl Client {
         match self.0 {}
     }
 
-    /// Ends nothing.
+    /// Cannot be called, because there is no client.
     pub async fn end(&self) {
         match self.0 {}
     }
 
-    /// Never gave up.
+    /// Cannot be called, because there is no client.
     #[must_use]
     pub fn gave_up(&self) -> bool {
         match self.0 {}
     }
 }
 
-/// No contract.
+/// An empty contract.
 #[derive(Debug)]
 pub struct Contract;
 
 impl Contract {
-    /// Agrees on nothing.
+    /// Creates an empty contract.
     #[must_use]
     pub fn of(_: &Scorer, _: &Place, _: Option<usize>, _: &[String]) -> Self {
         Self
     }
 }
 
-/// Refuses a session whose queries a cluster would execute.
+/// Returns an error: this build cannot run queries on a cluster.
 ///
 /// # Errors
 /// Always.
@@ -68,25 +68,25 @@ pub async fn session_of(_: &Address, _: usize, _: Arc<Models>) -> Result<Session
     Err(ClusterError::Unavailable { what: "--cluster" })
 }
 
-/// Cancels the unfinished jobs of a session. Without the feature `cluster` there are none.
+/// Does nothing: this build starts no jobs.
 pub fn cancel(_: &SessionContext) -> std::future::Ready<()> {
     std::future::ready(())
 }
 
-/// Resolves when a job of the session has waited too long for an executor. Without the feature `cluster` it never does.
+/// Never resolves: this build starts no jobs.
 pub fn starved(_: &SessionContext) -> std::future::Pending<ClusterError> {
     std::future::pending()
 }
 
-/// Refuses to ask a scheduler for its executors.
+/// Returns an error: this build cannot query a scheduler.
 ///
 /// # Errors
 /// Always.
-pub async fn look(_: &Address) -> Result<Vec<Seen>, ClusterError> {
+pub async fn list_executors(_: &Address) -> Result<Vec<ExecutorInfo>, ClusterError> {
     Err(ClusterError::Unavailable { what: "--cluster" })
 }
 
-/// Refuses to run a scheduler.
+/// Returns an error: this build has no scheduler.
 ///
 /// # Errors
 /// Always.
@@ -94,7 +94,7 @@ pub async fn schedule(_: SchedulerOptions) -> Result<(), ClusterError> {
     Err(ClusterError::Unavailable { what: "couplet scheduler" })
 }
 
-/// Refuses to run an executor.
+/// Returns an error: this build has no executor.
 ///
 /// # Errors
 /// Always.

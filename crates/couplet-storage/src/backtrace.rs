@@ -8,7 +8,7 @@ pub fn without_frames(message: &str) -> &str {
     message.split("\n   0: ").next().unwrap_or(message).trim_end()
 }
 
-/// Returns the message of an error without stack frames. All errors of candle become text here.
+/// Converts an error to text without stack frames. Every error of candle is converted here.
 pub fn message(error: &(impl Display + ?Sized)) -> String {
     without_frames(&error.to_string()).to_owned()
 }

@@ -1,10 +1,10 @@
-//! Escapes untrusted text for terminals: names of columns, labels of models, messages of servers. Escaped text cannot
-//! move the cursor, change a title, hide adjacent text or start a line that looks like couplet's own.
+//! Escapes untrusted text for terminals: column names, model labels, server messages. Escaped text cannot move the
+//! cursor, change the window title, hide adjacent text or start a line that looks like couplet's own.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// Returns true for a control character and for one that changes the direction of the following text.
+/// Returns true for control characters and for characters that change the text direction.
 fn is_active(char: char) -> bool {
     char.is_control() || matches!(char, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
@@ -24,14 +24,13 @@ fn escape(text: &str, is_active: impl Fn(char) -> bool) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// Escapes a text of several lines, or a table: control characters become `\u{1b}` and the like. Newlines and tabs
-/// stay.
+/// Escapes multi-line text or a table: control characters become `\u{1b}` and the like. Newlines and tabs stay.
 #[must_use]
 pub fn printable(text: &str) -> Cow<'_, str> {
     escape(text, |char| is_active(char) && !matches!(char, '\n' | '\t'))
 }
 
-/// Escapes a text that must stay on one line: newlines become `\n`.
+/// Escapes text that must stay on one line: newlines become `\n`.
 pub fn in_line(text: &str) -> Cow<'_, str> {
     escape(text, is_active)
 }

@@ -30,7 +30,7 @@ pub fn without_credentials(text: &str) -> Cow<'_, str> {
         let (scheme, rest) = (&uri[2], &uri[3]);
         let start = secret_before(scheme, rest);
         let (hidden, shown) = if start > 0 { ("…", &rest[start..]) } else { ("", rest) };
-        match secret_behind(scheme, shown) {
+        match signed_query(scheme, shown) {
             Some(end) => format!("{colour}{scheme}://{hidden}{}?…", &shown[..end]),
             None => format!("{colour}{scheme}://{hidden}{shown}"),
         }
@@ -51,9 +51,9 @@ fn secret_before(scheme: &str, rest: &str) -> usize {
     let is_bucket = ["s3", "s3a", "gs", "az", "abfs", "abfss"].contains(&scheme.as_str());
     let user = authority.split_once('@').map(|(user, _)| user);
     // A port consists of digits; a bucket has no port.
-    let has_password = authority.split_once(':').is_some_and(|(_, behind)| {
-        is_bucket || rest.contains('@') && !behind.bytes().all(|byte| byte.is_ascii_digit())
-    });
+    let has_password = authority
+        .split_once(':')
+        .is_some_and(|(_, after)| is_bucket || rest.contains('@') && !after.bytes().all(|byte| byte.is_ascii_digit()));
     let has_user = match scheme.as_str() {
         // The part before `@` is the container of an account.
         "abfs" | "abfss" => false,
@@ -69,7 +69,7 @@ fn secret_before(scheme: &str, rest: &str) -> usize {
 }
 
 /// Returns the start of the query of a signed URL; none for other URLs, as `?` is also a pattern for one character.
-fn secret_behind(scheme: &str, rest: &str) -> Option<usize> {
+fn signed_query(scheme: &str, rest: &str) -> Option<usize> {
     let start = rest.find('?')?;
     let query = rest[start..].to_ascii_lowercase();
     let is_web = scheme.to_ascii_lowercase().starts_with("http");

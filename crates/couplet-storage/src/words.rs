@@ -24,14 +24,14 @@ pub fn counted(n: u64, what: &str) -> String {
 
 /// Formats a duration with a suitable precision: `0.8 s`, `42 s`, `3 min 05 s`, `2 h 10 min`.
 #[must_use]
-pub fn spoken(duration: Duration) -> String {
+pub fn format_duration(duration: Duration) -> String {
     let seconds = duration.as_secs_f64();
-    let whole = seconds.round() as u64;
-    match whole {
+    let rounded = seconds.round() as u64;
+    match rounded {
         0..10 => format!("{seconds:.1} s"),
-        10..60 => format!("{whole} s"),
-        60..3600 => format!("{} min {:02} s", whole / 60, whole % 60),
-        _ => format!("{} h {:02} min", whole / 3600, whole % 3600 / 60),
+        10..60 => format!("{rounded} s"),
+        60..3600 => format!("{} min {:02} s", rounded / 60, rounded % 60),
+        _ => format!("{} h {:02} min", rounded / 3600, rounded % 3600 / 60),
     }
 }
 
@@ -69,8 +69,8 @@ mod tests {
     #[test]
     fn numbers_and_durations_read_well() {
         assert_eq!([grouped(0), grouped(999), grouped(1000), grouped(12_345_678)], ["0", "999", "1,000", "12,345,678"]);
-        let spoken = [0.84, 42.4, 185.0, 7800.0].map(|s| spoken(Duration::from_secs_f64(s)));
-        assert_eq!(spoken, ["0.8 s", "42 s", "3 min 05 s", "2 h 10 min"]);
+        let texts = [0.84, 42.4, 185.0, 7800.0].map(|s| format_duration(Duration::from_secs_f64(s)));
+        assert_eq!(texts, ["0.8 s", "42 s", "3 min 05 s", "2 h 10 min"]);
         let sizes = [1, 812, 4512, 9999, 45_000_000, 2_100_000_000].map(size);
         assert_eq!(sizes, ["1 byte", "812 bytes", "4.5 KB", "10 KB", "45 MB", "2.1 GB"]);
     }

@@ -1,6 +1,6 @@
 //! Size limits for SQL functions whose result can be far larger than their arguments.
 //!
-//! `repeat('a', 2000000000)` makes 2 GB from one row, and `range(0, 1000000000000)` requests 8 TB, which would abort
+//! `repeat('a', 2000000000)` creates 2 GB from one row, and `range(0, 1000000000000)` requests 8 TB, which would abort
 //! the process. No memory pool accounts for such a result, because the function allocates it in one piece. So the size
 //! is estimated first and compared with the memory of the session.
 
@@ -22,14 +22,14 @@ use datafusion::logical_expr::{
     ColumnarValue, Documentation, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature,
 };
 
-/// Returns the limited functions for a session with `memory` bytes. A result may take a quarter of them per record
-/// batch, because several batches are in memory at once.
+/// Returns the limited functions for a session with `memory` bytes. A result may take a quarter of the memory per
+/// record batch, because several batches are in memory at once.
 ///
 /// Functions whose result is at most a few times as large as their first argument are not limited: that argument is in
 /// memory already.
 #[must_use]
 pub fn functions(memory: u64) -> Vec<ScalarUDF> {
-    let most = usize::try_from(memory / 4).unwrap_or(usize::MAX);
+    let limit = usize::try_from(memory / 4).unwrap_or(usize::MAX);
     let all: [(Arc<ScalarUDF>, Estimate); 12] = [
         (string::repeat(), Estimate::Repeat),
         (string::replace(), Estimate::Replace),
@@ -44,7 +44,7 @@ pub fn functions(memory: u64) -> Vec<ScalarUDF> {
         (range::range_udf(), Estimate::Range),
         (range::gen_series_udf(), Estimate::Range),
     ];
-    all.into_iter().map(|(inner, estimate)| Bounded { inner, estimate, most }.into()).collect()
+    all.into_iter().map(|(inner, estimate)| Bounded { inner, estimate, limit }.into()).collect()
 }
 
 /// The size in bytes of a list element, and of most numbers as text.
@@ -53,11 +53,11 @@ const ELEMENT: f64 = 8.0;
 /// The method to estimate the size of a function's result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Estimate {
-    /// Repeats the first argument as many times as the second says.
+    /// Repeats the first argument. The second is the number of repetitions.
     Repeat,
-    /// Pads to as many bytes as the second argument says.
+    /// Pads to the number of bytes in the second argument.
     Pad,
-    /// Resizes to as many elements as the second argument says.
+    /// Resizes to the number of elements in the second argument.
     Resize,
     /// Replaces each occurrence of the second argument in the first by the third.
     Replace,
@@ -80,7 +80,7 @@ struct Bounded {
     inner: Arc<ScalarUDF>,
     estimate: Estimate,
     /// The limit in bytes.
-    most: usize,
+    limit: usize,
 }
 
 impl ScalarUDFImpl for Bounded {
@@ -109,19 +109,19 @@ impl ScalarUDFImpl for Bounded {
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        let most = self.most as f64;
+        let limit = self.limit as f64;
         let mut bytes = self.estimate.bytes(&args.args)?;
-        if bytes > most && matches!(self.estimate, Estimate::Replace | Estimate::ReplaceMatches) {
+        if bytes > limit && matches!(self.estimate, Estimate::Replace | Estimate::ReplaceMatches) {
             // The first estimate of a replacement assumes the most matches possible; count the actual matches instead.
             bytes = self.estimate.bytes_of_matches(&args.args)?;
         }
-        if bytes > most {
+        if bytes > limit {
             return plan_err!(
-                "{}() would make about {} bytes in one batch of rows, and a quarter of run.memory is {}; make its arguments \
-                 smaller, or raise run.memory",
+                "{}() would produce about {} bytes in one batch of rows, and a quarter of run.memory is {}; make its \
+                 arguments smaller, or raise run.memory",
                 self.name(),
                 grouped(bytes as u64),
-                grouped(self.most as u64)
+                grouped(self.limit as u64)
             );
         }
         self.inner.invoke_with_args(args)
@@ -136,7 +136,7 @@ impl Estimate {
     /// Estimates the size of the result in bytes. For replacements, this assumes that everything matches.
     fn bytes(self, args: &[ColumnarValue]) -> Result<f64> {
         let measured = |place: usize, measure: fn(&ArrayRef) -> Result<Vec<f64>>| match args.get(place) {
-            // A scalar is evaluated once, however many rows there are.
+            // A scalar is evaluated once, independent of the number of rows.
             Some(ColumnarValue::Scalar(scalar)) => measure(&scalar.to_array()?),
             Some(ColumnarValue::Array(array)) => measure(array),
             None => Ok(vec![0.0]),
@@ -208,8 +208,8 @@ impl Estimate {
                     .or_insert_with(|| compile_regex(pattern, Some(&flags.replace('g', ""))).ok());
                 // The function itself reports an invalid expression.
                 let found = expression.as_ref()?.find_iter(text);
-                let most = if flags.contains('g') { usize::MAX } else { 1 };
-                (found.take(most).count(), groups_in(replacement))
+                let matches = if flags.contains('g') { usize::MAX } else { 1 };
+                (found.take(matches).count(), groups_in(replacement))
             };
             let (text, replacement) = (text.len() as f64, replacement.len() as f64);
             Some(text + replaced(text, matches as f64, replacement, groups as f64))

@@ -9,7 +9,7 @@ use arrow::error::ArrowError;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 
 /// The number of days before and after 1970 that the formatter supports.
-const KNOWN_DAYS: i64 = 95_000_000;
+const MAX_DAYS: i64 = 95_000_000;
 
 /// Replaces columns of dates or timestamps, at any nesting depth, by their texts if one value is out of the formatter's
 /// range.
@@ -57,7 +57,7 @@ fn printable(column: &ArrayRef) -> Result<Option<ArrayRef>, ArrowError> {
         | DataType::FixedSizeList(item, _)
         | DataType::Map(item, _) => vec![item],
         DataType::Struct(fields) => fields.iter().collect(),
-        _ => return far_texts(column),
+        _ => return out_of_range_texts(column),
     };
     let data = column.to_data();
     let mut is_changed = false;
@@ -85,7 +85,7 @@ fn printable(column: &ArrayRef) -> Result<Option<ArrayRef>, ArrowError> {
 }
 
 /// Returns the texts of a column of dates or timestamps if one value is out of range.
-fn far_texts(column: &ArrayRef) -> Result<Option<ArrayRef>, ArrowError> {
+fn out_of_range_texts(column: &ArrayRef) -> Result<Option<ArrayRef>, ArrowError> {
     let per_day = match column.data_type() {
         DataType::Date32 => 1,
         DataType::Timestamp(unit, _) => 86_400 * 10_i64.pow(fraction_digits(*unit)),
@@ -96,14 +96,14 @@ fn far_texts(column: &ArrayRef) -> Result<Option<ArrayRef>, ArrowError> {
         _ => cast(column, &DataType::Int64)?,
     };
     let numbers = numbers.as_primitive::<Int64Type>();
-    let is_far = |number: i64| number.div_euclid(per_day).abs() > KNOWN_DAYS;
-    if !numbers.iter().flatten().any(is_far) {
+    let is_out_of_range = |number: i64| number.div_euclid(per_day).abs() > MAX_DAYS;
+    if !numbers.iter().flatten().any(is_out_of_range) {
         return Ok(None);
     }
     let options = FormatOptions::default();
     let formatter = ArrayFormatter::try_new(column, &options)?;
     let text = |(row, number): (usize, Option<i64>)| match number {
-        Some(number) if is_far(number) => Ok(Some(far(number, per_day, column.data_type()))),
+        Some(number) if is_out_of_range(number) => Ok(Some(format_out_of_range(number, per_day, column.data_type()))),
         Some(_) => formatter.value(row).try_to_string().map(Some),
         None => Ok(None),
     };
@@ -121,7 +121,7 @@ fn fraction_digits(unit: TimeUnit) -> u32 {
 }
 
 /// Formats a date or timestamp in ISO 8601, with a signed year that may have more than four digits.
-fn far(number: i64, per_day: i64, data_type: &DataType) -> String {
+fn format_out_of_range(number: i64, per_day: i64, data_type: &DataType) -> String {
     let (year, month, day) = date_of(number.div_euclid(per_day));
     let date = format!("{year:+05}-{month:02}-{day:02}");
     let DataType::Timestamp(unit, zone) = data_type else { return date };

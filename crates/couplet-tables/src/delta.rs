@@ -14,7 +14,7 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, Field, FieldRef, Schema, TimeUnit};
 use arrow::error::ArrowError;
 use couplet_storage::backtrace::without_frames;
-use couplet_storage::objects::{Objects, ObjectsError, Trouble, cause_in, cut_answers};
+use couplet_storage::objects::{Objects, ObjectsError, Trouble, cause_in, cut_responses};
 use couplet_storage::place::Place;
 use couplet_storage::trouble::causes;
 use datafusion::catalog::TableProvider;
@@ -46,7 +46,7 @@ pub fn query_planner() -> Arc<dyn QueryPlanner + Send + Sync> {
     DeltaPlanner::new()
 }
 
-/// True if a Parquet file could not be read, according to an error or one of its causes.
+/// Returns true if a Parquet file could not be read, according to an error or one of its causes.
 #[must_use]
 pub fn is_unreadable_parquet(error: &(dyn std::error::Error + 'static)) -> bool {
     causes(error).any(|cause| {
@@ -97,7 +97,7 @@ impl DeltaError {
                 // Another process may have removed a file.
                 (problem, if trouble == Trouble::Missing { Trouble::Other } else { trouble })
             }
-            None => (without_frames(&cut_answers(&error.to_string())).to_owned(), Trouble::of(error)),
+            None => (without_frames(&cut_responses(&error.to_string())).to_owned(), Trouble::of(error)),
         };
         Self { url: objects.to_string(), problem, trouble }
     }
@@ -126,8 +126,8 @@ pub async fn open(objects: &Objects, version: Option<u64>) -> Result<Option<Delt
                     }
                     _ if oldest_version(objects).await.is_some_and(|oldest| version < oldest) => {
                         let problem = format!(
-                            "there is no version {version} any more: the table's log is kept for as long as its property \
-                             delta.logRetentionDuration says, 30 days if it has none; name a newer version"
+                            "there is no version {version} any more: the table property delta.logRetentionDuration \
+                             limits the age of the log, by default to 30 days; name a newer version"
                         );
                         DeltaError::mistake(objects, problem)
                     }
@@ -148,7 +148,7 @@ pub async fn open(objects: &Objects, version: Option<u64>) -> Result<Option<Delt
 /// The folder of a table's log.
 pub const LOG: &str = "_delta_log";
 
-/// The version of the oldest checkpoint, if the log does not go back to the first version.
+/// Returns the version of the oldest checkpoint, or `None` if the log goes back to the first version.
 async fn oldest_version(objects: &Objects) -> Option<u64> {
     let log = objects.folder(LOG);
     let entries: Vec<_> = log.store.list(Some(&log.root)).try_collect().await.ok()?;
@@ -197,7 +197,7 @@ pub async fn open_or_create(
     }
 }
 
-/// Returns the table if a run has committed to it after version `after`, for a run whose response was lost.
+/// Returns the table if a run has committed to it after version `after`. For a run whose commit got no response.
 ///
 /// # Errors
 /// A log that cannot be read.
@@ -208,7 +208,7 @@ pub async fn has_committed(objects: &Objects, run: &str, after: Option<u64>) -> 
     Ok(own.then_some(table))
 }
 
-/// The string metadata of the commits after version `after`.
+/// Returns the string metadata of the commits after version `after`.
 ///
 /// # Errors
 /// A log that cannot be read.
@@ -231,11 +231,11 @@ pub async fn commits_since(
 /// Column metadata key with the column's name in the data files, if it differs.
 const PHYSICAL_NAME: &str = "delta.columnMapping.physicalName";
 
-/// Makes a Delta table a table of its files: an extension of sessions whose plans are sent to other processes, which
-/// cannot be sent the scan that reads the log.
+/// Converts a Delta table to a table of its data files. It is an extension of sessions whose plans run in other
+/// processes, because the scan that reads the log cannot be serialized.
 #[derive(Debug, Clone, Copy)]
 pub struct FileScan(
-    /// Makes the table.
+    /// Creates the table provider.
     pub fn(&Objects, &DeltaTable, &SessionContext) -> datafusion::common::Result<Arc<dyn TableProvider>>,
 );
 
@@ -268,7 +268,7 @@ pub fn has_mapped_columns(table: &DeltaTableState) -> bool {
     table.schema().fields().any(|field| field.metadata().contains_key(PHYSICAL_NAME))
 }
 
-/// The number of rows and bytes of the table's files, from its log.
+/// Returns the number of rows and bytes of the table's files, from its log.
 ///
 /// # Errors
 /// A table that was not loaded.
@@ -332,8 +332,8 @@ pub fn for_delta(schema: &Schema) -> Schema {
 pub(crate) fn log_store(objects: &Objects) -> LogStoreRef {
     let root = Arc::clone(&objects.store);
     let prefixed = Arc::new(PrefixStore::new(Arc::clone(&root), objects.root.clone()));
-    let root = Escaped::where_needed(root, &objects.root);
-    default_logstore(prefixed, root, &escaped::without_marks(&objects.url), &StorageConfig::default())
+    let root = Escaped::if_needed(root, &objects.root);
+    default_logstore(prefixed, root, &escaped::escape_url(&objects.url), &StorageConfig::default())
 }
 
 #[cfg(test)]

@@ -13,33 +13,33 @@ pub fn select_all(statement: &mut Statement) {
     match statement {
         // The visitor never breaks.
         Statement::Statement(statement) => {
-            let _ = statement.visit(&mut WriteOut);
+            let _ = statement.visit(&mut AddProjection);
         }
         Statement::Explain(explain) => select_all(&mut explain.statement),
         _ => {}
     }
 }
 
-struct WriteOut;
+struct AddProjection;
 
-impl VisitorMut for WriteOut {
+impl VisitorMut for AddProjection {
     type Break = ();
 
     fn pre_visit_query(&mut self, query: &mut Query) -> ControlFlow<()> {
-        write_out(&mut query.body);
+        add_projection(&mut query.body);
         ControlFlow::Continue(())
     }
 }
 
-fn write_out(body: &mut SetExpr) {
+fn add_projection(body: &mut SetExpr) {
     match body {
         SetExpr::Select(select) if select.flavor == SelectFlavor::FromFirstNoSelect => {
             select.projection = vec![SelectItem::Wildcard(WildcardAdditionalOptions::default())];
             select.flavor = SelectFlavor::Standard;
         }
         SetExpr::SetOperation { left, right, .. } => {
-            write_out(left);
-            write_out(right);
+            add_projection(left);
+            add_projection(right);
         }
         // A query in brackets is visited on its own.
         _ => {}

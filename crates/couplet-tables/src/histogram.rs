@@ -7,9 +7,9 @@
 use serde::Serialize;
 
 /// The maximum number of bins; beyond it their width doubles.
-const MOST_BINS: i64 = 128;
+const MAX_BINS: i64 = 128;
 /// The maximum number of bins for comparing two histograms.
-const MOST_COMPARED: i64 = 4096;
+const MAX_COMPARED_BINS: i64 = 4096;
 /// The initial bin width: finer than the displayed precision of a probability.
 const FINEST: f64 = 1.0 / 1024.0;
 /// The number of PSI bins. Each has the same number of earlier values, except that equal values are not split.
@@ -78,7 +78,7 @@ impl Histogram {
         loop {
             let (first, end) = self.ends();
             let (low, high) = (first.min(bin), end.max(bin + 1));
-            if high - low <= MOST_BINS {
+            if high - low <= MAX_BINS {
                 let (before, after) = (first - low, high - end);
                 self.counts.splice(0..0, std::iter::repeat_n(0, before as usize));
                 self.counts.extend(std::iter::repeat_n(0, after as usize));
@@ -189,7 +189,7 @@ fn aligned(a: &Histogram, b: &Histogram) -> (Vec<f64>, Vec<f64>) {
         let (ends_a, ends_b) = (a.ends(), b.ends());
         let length = ends_a.1.max(ends_b.1).saturating_sub(ends_a.0.min(ends_b.0));
         // Values that are far apart stay apart in wide bins too.
-        if a.width < b.width || a.width <= b.width && length > MOST_COMPARED {
+        if a.width < b.width || a.width <= b.width && length > MAX_COMPARED_BINS {
             a.widen();
         } else if b.width < a.width {
             b.widen();

@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 
-use couplet_storage::files::{self, TEMPORARY, hold, remove_remains};
+use couplet_storage::files::{self, TEMPORARY, lock_temporary, remove_leftovers};
 use couplet_storage::objects::DurableLocal;
 use datafusion::common::DataFusionError;
 use datafusion::execution::SessionStateBuilder;
@@ -45,17 +45,17 @@ pub struct Resources {
 }
 
 impl Resources {
-    /// Gives plans `memory` bytes and a new spill folder in `spill`, which is deleted when this value is dropped. Also
-    /// deletes the folders left there by killed processes.
+    /// Creates resources with `memory` bytes for plans and a new spill folder in `spill`, which is deleted when this
+    /// value is dropped. Also deletes spill folders of killed processes.
     ///
     /// # Errors
     /// A folder that cannot be created.
     pub fn new(memory: u64, spill: &Path) -> Result<Self, DataFusionError> {
         std::fs::create_dir_all(spill)?;
-        remove_remains(spill, PREFIX, |folder| std::fs::remove_dir_all(folder));
+        remove_leftovers(spill, PREFIX, |folder| std::fs::remove_dir_all(folder));
         let make = || -> io::Result<_> {
             let folder = tempfile::Builder::new().prefix(PREFIX).suffix(TEMPORARY).tempdir_in(spill)?;
-            let lock = files::open_own(folder.path()).ok().filter(hold);
+            let lock = files::open_own(folder.path()).ok().filter(lock_temporary);
             Ok((folder, lock))
         };
         let (mut folder, mut lock) = make()?;
@@ -87,7 +87,7 @@ impl Resources {
         RuntimeEnvBuilder::from_runtime_env(&self.runtime).with_memory_pool(pool).build_arc()
     }
 
-    /// Returns the spill folder. It also takes other temporary files, which are deleted with this value.
+    /// Returns the spill folder. It may also hold other temporary files, which are deleted with this value.
     #[must_use]
     pub fn folder(&self) -> &Path {
         self.folder.path()

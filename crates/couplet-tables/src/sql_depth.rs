@@ -10,7 +10,7 @@ use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 
 /// The maximum number of words, operators and values in a row without a comma or `;` between them. Those before
 /// enclosing brackets count too.
-pub const DEEPEST: usize = 10_000;
+pub const MAX_TOKENS_IN_A_ROW: usize = 10_000;
 
 /// The maximum number of queries and tables per statement.
 const MAX_QUERIES: usize = 2_000;
@@ -44,10 +44,10 @@ pub fn problem(sql: &str) -> Option<String> {
             },
             _ => row += 1,
         }
-        if row > DEEPEST {
+        if row > MAX_TOKENS_IN_A_ROW {
             return Some(format!(
-                "an expression has more than {DEEPEST} words and operators in a row; write `x IN (…)` for many values of \
-                 a column, or join with a table of them"
+                "an expression has more than {MAX_TOKENS_IN_A_ROW} words and operators in a row; write `x IN (…)` for \
+                 many values of a column, or join with a table of them"
             ));
         }
         if queries > MAX_QUERIES {

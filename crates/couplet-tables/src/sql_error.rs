@@ -1,7 +1,7 @@
 //! Rewrites DataFusion's errors as helpful messages: adds what couplet knows, and removes DataFusion's internals.
 
 use couplet_encoder::scorer::ScorerError;
-use couplet_storage::objects::without_answers;
+use couplet_storage::objects::without_responses;
 use couplet_storage::words::closest;
 use datafusion::common::{Column, DataFusionError, SchemaError};
 use datafusion::prelude::SessionContext;
@@ -17,7 +17,7 @@ use crate::tables::{self, TableError, table_names};
 pub fn explain(error: &DataFusionError, context: Option<&SessionContext>, sql: Option<&str>) -> String {
     let root = error.find_root();
     let message = match root {
-        DataFusionError::External(e) => without_answers(&**e),
+        DataFusionError::External(e) => without_responses(&**e),
         DataFusionError::SQL(e, _) => e.to_string().trim_start_matches("sql parser error: ").to_owned(),
         _ => root.message().split("\n\nbacktrace:").next().unwrap_or_default().to_owned(),
     };
@@ -124,12 +124,13 @@ fn table_not_found(message: &str, context: Option<&SessionContext>) -> Option<St
     Some(match tables.is_empty() {
         true if in_query => {
             format!(
-                "there is no table `{name}`, nor any other: name one with --table {name}=URI or --pipeline FILE, or read \
-                 a file with FROM 'FILE'"
+                "there is no table `{name}`, and no tables are defined: name one with --table {name}=URI or \
+                 --pipeline FILE, or read a file with FROM 'FILE'"
             )
         }
         true => format!(
-            "there is no table `{name}`, nor any other: name it under [tables], as in {name} = \"{name}.parquet\""
+            "there is no table `{name}`, and no tables are defined: name it under [tables], as in {name} = \
+             \"{name}.parquet\""
         ),
         false if in_query && name == tables::PREDICTIONS => format!(
             "there is no table `{name}`: run the pipeline first, or name a result with --table {name}=URI (tables: {})",

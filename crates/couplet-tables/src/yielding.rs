@@ -18,14 +18,14 @@ pub(crate) struct YieldingJoins;
 
 impl PhysicalOptimizerRule for YieldingJoins {
     fn optimize(&self, plan: Arc<dyn ExecutionPlan>, _: &ConfigOptions) -> Result<Arc<dyn ExecutionPlan>> {
-        let paused = plan.transform_up(|plan| {
+        let wrapped = plan.transform_up(|plan| {
             // Joins with equality conditions are left unchanged.
             if !matches!(plan.name(), "CrossJoinExec" | "NestedLoopJoinExec") {
                 return Ok(Transformed::no(plan));
             }
             Ok(Transformed::yes(Arc::new(CooperativeExec::new(plan)) as Arc<dyn ExecutionPlan>))
         });
-        paused.map(|paused| paused.data)
+        wrapped.map(|wrapped| wrapped.data)
     }
 
     fn name(&self) -> &'static str {

@@ -1,6 +1,6 @@
 //! The part of a plan about the cluster that would score.
 
-use couplet_cluster::{self as cluster, Address, Seen};
+use couplet_cluster::{self as cluster, Address, ExecutorInfo};
 use couplet_storage::place::Place;
 use couplet_storage::words::{counted, grouped};
 use serde_json::{Value, json};
@@ -14,7 +14,7 @@ pub struct PlannedCluster {
     /// The address of the scheduler.
     pub address: String,
     /// The registered executors.
-    pub executors: Vec<Seen>,
+    pub executors: Vec<ExecutorInfo>,
     /// The minimum number of tasks; `None` if the number of texts is unknown.
     pub tasks: Option<u64>,
     /// The maximum number of tokens per task.
@@ -34,7 +34,7 @@ impl PlannedCluster {
         scoring: &Scoring,
         tokens: Option<u64>,
     ) -> Result<Self, Error> {
-        let executors = cluster::look(address).await?;
+        let executors = cluster::list_executors(address).await?;
         let task_tokens = pipeline.run.task_tokens as u64;
         let places = [("the model", &scoring.model.location.place), ("score.store", &scoring.score.store.place)];
         let folders = places.into_iter().filter_map(|(what, place)| match place {

@@ -50,7 +50,7 @@ impl Planner<'_> {
     ) -> Result<PlannedScoring, Error> {
         let (pipeline, settings) = (self.pipeline, &scoring.source);
         let Opened { context, models, resources, seconds: opening } = opened;
-        let store = store::look(&scoring.score.store.place).await?;
+        let store = store::open_existing(&scoring.score.store.place).await?;
         let sql = query_text(pipeline, &settings.query, "source.file", self.variables)?;
         let source = Source::open(&context, &sql, &settings.id, &settings.text, settings.label.as_deref())
             .await
@@ -68,7 +68,7 @@ impl Planner<'_> {
         let staged = &read.staged;
         let known = match &stand.stand_in {
             None if !self.options.fresh && !changes => match &store {
-                Some(store) => Some(ScoreStore::look(store, model_class(scorer)).await?),
+                Some(store) => Some(ScoreStore::open_read_only(store, model_class(scorer)).await?),
                 None => None,
             },
             _ => None,

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use couplet_encoder::scorer::{PADDED_BATCH, Pace, Rejection};
-use couplet_storage::words::{counted, grouped, size, spoken};
+use couplet_storage::words::{counted, format_duration, grouped, size};
 use couplet_train::training_loop::Standing;
 
 use super::writes::LEFT;
@@ -253,5 +253,5 @@ fn speed(pace: Pace, lengths: &Lengths) -> String {
 }
 
 fn time(seconds: f64) -> String {
-    spoken(Duration::from_secs_f64(seconds.max(0.0)))
+    format_duration(Duration::from_secs_f64(seconds.max(0.0)))
 }

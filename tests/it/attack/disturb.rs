@@ -220,7 +220,7 @@ impl<'a> Trial<'a> {
         match ended.code() {
             Some(0) => Ok(waits),
             // The lock of the store, or that of an output file's folder.
-            Some(1) if ["in use", "come to its end"].iter().any(|said| ended.stderr.contains(said)) => Ok(true),
+            Some(1) if ["in use", "does not finish"].iter().any(|said| ended.stderr.contains(said)) => Ok(true),
             _ => Err(format!("the newer run fails: {}", ended.stderr)),
         }
     }

@@ -18,7 +18,7 @@ use arrow::datatypes::SchemaRef;
 use couplet_encoder::scorer::{Prediction, Rejection, Window};
 use couplet_storage::objects::Objects;
 use couplet_storage::place::Place;
-use couplet_storage::words::{counted, grouped, spoken};
+use couplet_storage::words::{counted, format_duration, grouped};
 use couplet_tables::predict::Models;
 use datafusion::common::{DataFusionError, Result as PlanResult};
 use datafusion::datasource::file_format::parquet::ParquetFormat;
@@ -32,16 +32,16 @@ use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use super::function::{self, REFUSES};
-use super::lists::{LOOK, Lists, Watched};
+use super::lists::{ExecutorWatch, POLL_INTERVAL, SchedulerApi};
 use super::outcomes;
 use super::session::session;
-use super::tasks::{Cutter, Task};
+use super::tasks::{Task, TaskSplitter};
 use super::{Address, ClusterError, Scored, Work};
 
 /// Jobs in flight per slot: while one is scored, the next is ready.
 const JOBS_PER_SLOT: usize = 2;
 
-/// The remaining texts are divided into this many shares per slot. A task is at most one share.
+/// The number of shares per slot into which the remaining texts are divided. A task is at most one share.
 const SHARES_PER_SLOT: usize = 4;
 
 /// The number of attempts for a task that fails with a transient error.
@@ -53,10 +53,10 @@ const PAUSES: [Duration; ATTEMPTS - 1] = [Duration::from_secs(2), Duration::from
 /// The number of finished tasks from which the timeout of a task is derived.
 const TIMED_TASKS: usize = 3;
 
-/// The timeout of a task until then.
+/// The timeout of a task before [`TIMED_TASKS`] tasks have finished.
 const FIRST_TIMEOUT: Duration = Duration::from_hours(2);
 
-/// The timeout of a task as a multiple of the median duration, after which the task is sent again.
+/// The timeout of a task as a multiple of the median duration. A task that times out is sent again.
 const TIMEOUT_FACTOR: u32 = 10;
 
 /// The shortest timeout of a task.
@@ -65,9 +65,9 @@ const MIN_TIMEOUT: Duration = Duration::from_mins(10);
 /// The connection of a run or a query to a cluster.
 pub struct Client {
     address: Address,
-    scheduler: Lists,
+    scheduler: SchedulerApi,
     context: SessionContext,
-    executors: Arc<Watched>,
+    executors: Arc<ExecutorWatch>,
     watch: JoinHandle<()>,
     /// The name of this client's jobs at the scheduler.
     name: String,
@@ -84,9 +84,9 @@ impl Client {
     /// # Errors
     /// A scheduler that does not answer.
     pub async fn connect(address: &Address, window: usize, models: Arc<Models>) -> Result<Self, ClusterError> {
-        let scheduler = Lists::of(address)?;
+        let scheduler = SchedulerApi::of(address)?;
         let slots = scheduler.slots().await?;
-        let executors = Arc::new(Watched::new(slots));
+        let executors = Arc::new(ExecutorWatch::new(slots));
         let watch = tokio::spawn(Arc::clone(&executors).watch(scheduler.clone()));
         // A task is one file, which is one partition of the plan.
         let name = format!("couplet-{}", Uuid::new_v4().simple());
@@ -109,11 +109,11 @@ impl Client {
         W: Stream<Item = Result<(ArrayRef, Window), E>> + Send + 'static,
     {
         tracing::debug!("{} with about {} tokens", counted(work.texts, "text"), grouped(work.tokens));
-        let state = UnderWay {
+        let state = InFlight {
             client: Arc::clone(self),
-            source: Source {
+            source: PendingTexts {
                 windows: Some(Box::pin(windows)),
-                cutter: Cutter::new(work.tokens, work.tokens_per_byte, work.max_length, work.task_tokens),
+                splitter: TaskSplitter::new(work.tokens, work.tokens_per_byte, work.max_length, work.task_tokens),
                 ready: VecDeque::new(),
             },
             work: Arc::new(work),
@@ -164,10 +164,10 @@ impl Client {
                 }
                 // Ballista loses a task if an executor's poll for work fails on the way: the executor drops the status
                 // that it was about to report (execution_loop.rs), so the scheduler considers the task to be running
-                // for ever.
+                // forever.
                 Err(_) => {
                     self.gave_up.store(true, Ordering::Relaxed);
-                    format!("no result after {}", spoken(timeout))
+                    format!("no result after {}", format_duration(timeout))
                 }
             };
             self.scheduler.reach().await?;
@@ -179,12 +179,12 @@ impl Client {
             tokio::time::sleep(*pause).await;
         };
         self.took.lock().unwrap_or_else(PoisonError::into_inner).push(start.elapsed());
-        // A file that cannot be removed now is removed with the folder.
+        // If the file cannot be removed now, it is removed with the folder.
         let _ = folder.store.delete(&path).await;
         Ok(Scored { keys, outcomes, executor, took: start.elapsed() })
     }
 
-    /// Returns the timeout of a task. Sending a task twice is safe, as its scores are the same.
+    /// Returns the timeout of a task. Sending a task twice is safe, because both attempts compute the same scores.
     fn task_timeout(&self) -> Duration {
         let mut took = self.took.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if took.len() < TIMED_TASKS {
@@ -221,11 +221,11 @@ impl Client {
         let scored = self.context.read_table(Arc::new(table))?.select(vec![col("key"), score])?;
         let batches = scored.collect().await?;
         let Some(first) = batches.first() else {
-            return Err(DataFusionError::Execution("a task came back without its scores".into()));
+            return Err(DataFusionError::Execution("a task returned no scores".into()));
         };
         let batch = concat_batches(&first.schema(), &batches)?;
         if batch.num_rows() != texts {
-            let problem = format!("a task of {texts} texts came back with {} scores", batch.num_rows());
+            let problem = format!("a task of {texts} texts returned {} scores", batch.num_rows());
             return Err(DataFusionError::Execution(problem));
         }
         let (outcomes, executor) = outcomes::of_array(batch.column(1))?;
@@ -253,27 +253,27 @@ type Windows<E> = Pin<Box<dyn Stream<Item = Result<(ArrayRef, Window), E>> + Sen
 
 type Job = Pin<Box<dyn Future<Output = Result<Scored, ClusterError>> + Send>>;
 
-/// The tasks of a run that are in flight.
-struct UnderWay<E> {
+/// The jobs of a run that are in flight.
+struct InFlight<E> {
     client: Arc<Client>,
-    source: Source<E>,
+    source: PendingTexts<E>,
     work: Arc<Work>,
     tasks: usize,
     jobs: FuturesUnordered<Job>,
 }
 
-impl<E: From<ClusterError>> UnderWay<E> {
+impl<E: From<ClusterError>> InFlight<E> {
     async fn next(&mut self) -> Option<Result<Scored, E>> {
         loop {
             let executors = &self.client.executors;
-            let takes_more = self.jobs.len() < JOBS_PER_SLOT * executors.slots() && !self.source.is_over();
-            if self.jobs.is_empty() && !takes_more {
+            let accepts_more = self.jobs.len() < JOBS_PER_SLOT * executors.slots() && !self.source.is_done();
+            if self.jobs.is_empty() && !accepts_more {
                 return None;
             }
-            // With a slow source, finished jobs are returned while it is read. With a fast one, tasks are sent first.
+            // If the source is slow, finished jobs are returned while it is read. If it is fast, tasks are sent first.
             tokio::select! {
                 biased;
-                task = self.source.task(executors), if takes_more => match task {
+                task = self.source.task(executors), if accepts_more => match task {
                     Ok(Some(task)) => {
                         let job = Arc::clone(&self.client).run(Arc::clone(&self.work), task, self.tasks);
                         self.jobs.push(job.boxed());
@@ -284,7 +284,7 @@ impl<E: From<ClusterError>> UnderWay<E> {
                 },
                 Some(done) = self.jobs.next() => return Some(done.map_err(E::from)),
                 // Executors may have joined or left.
-                () = tokio::time::sleep(LOOK), if !self.jobs.is_empty() => {
+                () = tokio::time::sleep(POLL_INTERVAL), if !self.jobs.is_empty() => {
                     if let Err(error) = executors.check(&self.client.address) {
                         return Some(Err(error.into()));
                     }
@@ -295,27 +295,27 @@ impl<E: From<ClusterError>> UnderWay<E> {
 }
 
 /// The texts of a run that are not part of a job yet.
-struct Source<E> {
+struct PendingTexts<E> {
     /// None once all windows are split into tasks.
     windows: Option<Windows<E>>,
-    cutter: Cutter,
+    splitter: TaskSplitter,
     ready: VecDeque<Task>,
 }
 
-impl<E> Source<E> {
-    fn is_over(&self) -> bool {
+impl<E> PendingTexts<E> {
+    fn is_done(&self) -> bool {
         self.windows.is_none() && self.ready.is_empty()
     }
 
-    /// Returns the next task. Dropping the future loses nothing: each window is stored before the next await.
-    async fn task(&mut self, executors: &Watched) -> Result<Option<Task>, E> {
+    /// Returns the next task. Dropping the future loses nothing, because each window is stored before the next await.
+    async fn task(&mut self, executors: &ExecutorWatch) -> Result<Option<Task>, E> {
         while self.ready.is_empty() {
             let Some(windows) = &mut self.windows else { break };
             if let Some((keys, window)) = windows.next().await.transpose()? {
                 let shares = SHARES_PER_SLOT * executors.slots();
-                self.ready.extend(self.cutter.push(&keys, &window, shares));
+                self.ready.extend(self.splitter.push(&keys, &window, shares));
             } else {
-                self.ready.extend(self.cutter.finish());
+                self.ready.extend(self.splitter.finish());
                 self.windows = None;
             }
         }
@@ -332,7 +332,7 @@ fn to_parquet(task: &Task) -> PlanResult<Vec<u8>> {
     Ok(writer.into_inner()?)
 }
 
-/// Returns an executor's message without the errors that Ballista wraps around it.
+/// Returns an executor's message without the error messages that Ballista wraps around it.
 fn readable(error: &str) -> String {
     let message = error.find("executor ").filter(|_| error.contains(REFUSES)).map_or(error, |start| &error[start..]);
     let message = message.split("\\n").next().unwrap_or(message);

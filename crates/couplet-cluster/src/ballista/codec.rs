@@ -62,7 +62,7 @@ impl PlanCodec {
                 && let Some(Expr::Literal(value, _)) = function.args.first_mut()
                 && let Some(Some(name)) = value.try_as_str()
             {
-                *value = ScalarValue::from(models.sent(name));
+                *value = ScalarValue::from(models.portable_name(name));
             }
             Ok(Transformed::yes(Expr::ScalarFunction(function)))
         });

@@ -28,7 +28,7 @@ pub struct Contract {
 }
 
 impl Contract {
-    /// Returns the contract by which other processes score texts of these columns as this scorer does.
+    /// Creates the contract with which other processes compute the same scores as `scorer` for texts of these columns.
     #[must_use]
     pub fn of(scorer: &Scorer, model: &Place, batch_tokens: Option<usize>, columns: &[String]) -> Self {
         let model = match (model, scorer.revision()) {
@@ -114,7 +114,7 @@ impl Contract {
     }
 }
 
-/// The reason for which an executor refuses a task. A retry would fail as well.
+/// The reason why an executor refuses a task. A retry would fail as well.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Refusal(pub(super) String);
 

@@ -24,7 +24,7 @@ use super::Address;
 
 /// Marks a session whose plans a cluster executes.
 #[derive(Debug)]
-pub(crate) struct SentAway {
+pub(crate) struct RemoteSession {
     /// The address of the scheduler.
     pub(super) address: Address,
     /// The name of the session's jobs at the scheduler.

@@ -32,7 +32,7 @@ use tokio::net::TcpListener;
 use super::function::{self, MODELS_KEPT, Worker};
 use super::{Address, ClusterError, ExecutorOptions, INSTANCE, codec, stores};
 
-/// How long Ballista has to end by itself when the executor is to end.
+/// The time that Ballista has to shut down by itself when the executor stops.
 const GRACE: Duration = Duration::from_millis(500);
 
 /// The timeout for telling the scheduler that an executor has stopped.
@@ -44,19 +44,20 @@ const DEREGISTER_TIMEOUT: Duration = Duration::from_secs(3);
 /// A port that is in use, threads or a folder that cannot be created.
 pub async fn execute(options: ExecutorOptions, stop: impl Future<Output = ()>) -> Result<(), ClusterError> {
     let failed = |problem: String| ClusterError::Start { what: format!("executor {}", options.name), problem };
-    // A missing device is better reported now than by the first task.
+    // Report a missing device now rather than in the first task.
     options.device.open().map_err(|e| failed(e.to_string()))?;
     let pool = Pool::new(options.threads).map_err(|e| failed(format!("inference threads: {e}")))?;
-    // Only its folder is needed, which is removed on drop. This also removes the folders of killed executors.
+    // Only the spill folder of these resources is used. It is removed on drop. This also removes the folders of killed
+    // executors.
     let folder = Resources::new(options.memory, &options.work);
     let folder = folder.map_err(|e| failed(format!("folder {}: {e}", options.work.display())))?;
     let work = folder.folder().to_owned();
-    // For a port in use, Ballista would report only that it stopped. Also, it accepts no host names.
+    // If the port is in use, Ballista would only report that it has stopped. It also accepts no host names.
     let data = format!("{}:{}", options.bind, options.port);
     let listener = TcpListener::bind(&data).await.map_err(|e| failed(format!("port {data}: {e}")))?;
     let bound = listener.local_addr().map_err(|e| failed(format!("port {data}: {e}")))?;
     drop(listener);
-    // With the same id after a restart, the scheduler would wait for the tasks of the previous process.
+    // If the id were the same after a restart, the scheduler would wait for the tasks of the previous process.
     let id = format!("{}{INSTANCE}{}", options.name, &uuid::Uuid::new_v4().simple().to_string()[..6]);
 
     let worker = Arc::new(Worker::new(options.name.clone(), pool, options.device));
@@ -72,7 +73,8 @@ pub async fn execute(options: ExecutorOptions, stop: impl Future<Output = ()>) -
         executor_id: id.clone(),
         bind_host: bound.ip().to_string(),
         external_host: options.advertise.clone(),
-        // For port 0, the port that the system chose: the scheduler passes this number on to others.
+        // For port 0, the port that the operating system chose, because the scheduler passes the number on to other
+        // machines.
         port: bound.port(),
         grpc_port: bound.port(),
         scheduler_host: options.scheduler.host.clone(),
@@ -123,7 +125,7 @@ pub async fn execute(options: ExecutorOptions, stop: impl Future<Output = ()>) -
     ended?;
     let notified = tokio::time::timeout(DEREGISTER_TIMEOUT, deregister(&options.scheduler, id)).await;
     if let Err(problem) = notified.unwrap_or_else(|_| Err("it does not answer".into())) {
-        tracing::warn!("the scheduler does not know that executor {} is gone: {problem}", options.name);
+        tracing::warn!("could not tell the scheduler that executor {} has stopped: {problem}", options.name);
     }
     tracing::info!("executor {} ended", options.name);
     Ok(())
@@ -133,15 +135,16 @@ pub async fn execute(options: ExecutorOptions, stop: impl Future<Output = ()>) -
 async fn deregister(scheduler: &Address, executor_id: String) -> Result<(), String> {
     let endpoint = create_grpc_client_endpoint(scheduler.http(), None).map_err(|e| e.to_string())?;
     let connection = endpoint.connect_timeout(DEREGISTER_TIMEOUT).connect().await.map_err(|e| e.to_string())?;
-    let gone = ExecutorStoppedParams { executor_id, reason: "it was told to end".into() };
-    SchedulerGrpcClient::new(connection).executor_stopped(gone).await.map(drop).map_err(|e| e.to_string())
+    let notice = ExecutorStoppedParams { executor_id, reason: "it was stopped".into() };
+    SchedulerGrpcClient::new(connection).executor_stopped(notice).await.map(drop).map_err(|e| e.to_string())
 }
 
 /// Returns DataFusion's functions and couplet's.
 fn functions(worker: &Arc<Worker>, memory: u64) -> BallistaFunctionRegistry {
     let mut functions = BallistaFunctionRegistry::default();
     let options = ScorerOptions { device: worker.device(), ..ScorerOptions::default() };
-    let models = Models::new(worker.pool().clone(), PathBuf::from("/")).with_options(options).keeping(MODELS_KEPT);
+    let models =
+        Models::new(worker.pool().clone(), PathBuf::from("/")).with_options(options).with_max_loaded(MODELS_KEPT);
     let own = [function::score(Some(Arc::clone(worker))), predict::function(Arc::new(models))];
     for function in own.into_iter().chain(bounded_functions::functions(memory)) {
         functions.scalar_functions.insert(function.name().to_owned(), Arc::new(function));

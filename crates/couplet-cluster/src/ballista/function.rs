@@ -22,14 +22,14 @@ use super::outcomes::{fields, to_array};
 /// The name of the function.
 pub(super) const FUNCTION: &str = "couplet_score";
 
-/// The start of an executor's refusal, from which the client knows that a retry would fail as well.
+/// The start of an executor's refusal. It tells the client that a retry would fail as well.
 pub(super) const REFUSES: &str = "refuses the task: ";
 
-/// The number of models that an executor keeps loaded, the most recently used ones.
+/// The number of models that an executor keeps loaded. The least recently used one is unloaded first.
 pub(super) const MODELS_KEPT: usize = 4;
 
-/// The time that an executor keeps a task after failing it. An executor that fails at once would otherwise always be
-/// free and get every task.
+/// The delay before an executor reports a failed task. Without it, an executor whose tasks fail at once would always be
+/// free and would get every task.
 const FAILURE_DELAY: Duration = Duration::from_secs(5);
 
 /// The scoring part of an executor: its models and the threads that they share.
@@ -39,13 +39,13 @@ pub(super) struct Worker {
     pool: Pool,
     device: DeviceSetting,
     models: Mutex<Vec<(Contract, Arc<OnceCell<Scorer>>)>>,
-    /// The work of models that have been unloaded.
-    past: Mutex<Counts>,
+    /// The counts of models that have been unloaded.
+    unloaded: Mutex<Counts>,
 }
 
 impl Worker {
     pub(super) fn new(name: String, pool: Pool, device: DeviceSetting) -> Self {
-        Self { name, pool, device, models: Mutex::default(), past: Mutex::default() }
+        Self { name, pool, device, models: Mutex::default(), unloaded: Mutex::default() }
     }
 
     pub(super) fn device(&self) -> DeviceSetting {
@@ -56,15 +56,15 @@ impl Worker {
         &self.pool
     }
 
-    /// Returns the loaded models by URI with the work of each, and the total work, which includes unloaded models.
+    /// Returns the loaded models by URI with their counts, and the total counts, which include unloaded models.
     pub(super) fn counts(&self) -> (Vec<(String, Counts)>, Counts) {
         let models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
         let loaded = models
             .iter()
             .filter_map(|(contract, cell)| Some((contract.model().to_owned(), cell.get()?.tally().counts())));
         let loaded: Vec<_> = loaded.collect();
-        let past = self.past.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let all = loaded.iter().fold(past, |all, (_, counts)| sum(&all, counts));
+        let unloaded = self.unloaded.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let all = loaded.iter().fold(unloaded, |all, (_, counts)| sum(&all, counts));
         (loaded, all)
     }
 
@@ -78,11 +78,11 @@ impl Worker {
             };
             models.insert(0, (contract.clone(), Arc::clone(&cell)));
             if models.len() > MODELS_KEPT
-                && let Some((_, gone)) = models.pop()
-                && let Some(gone) = gone.get()
+                && let Some((_, evicted)) = models.pop()
+                && let Some(evicted) = evicted.get()
             {
-                let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
-                *past = sum(&past, &gone.tally().counts());
+                let mut unloaded = self.unloaded.lock().unwrap_or_else(PoisonError::into_inner);
+                *unloaded = sum(&unloaded, &evicted.tally().counts());
             }
             cell
         };
@@ -110,7 +110,7 @@ impl Worker {
     }
 }
 
-/// The reason for which an executor cannot score a task.
+/// The reason why an executor cannot score a task.
 #[derive(Debug)]
 enum Failure {
     /// A retry would fail as well.
@@ -193,7 +193,7 @@ impl ScalarUDFImpl for Score {
 impl AsyncScalarUDFImpl for Score {
     async fn invoke_async_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
         let Some(worker) = &self.worker else {
-            return internal_err!("{FUNCTION} was called where nothing is executed");
+            return internal_err!("{FUNCTION} can only be executed by an executor");
         };
         let ScalarFunctionArgs { args, number_rows, .. } = args;
         let mut args = args.into_iter();
@@ -229,7 +229,7 @@ impl AsyncScalarUDFImpl for Score {
         };
         let outcomes = match scorer.score(window).await {
             Ok(outcomes) => outcomes,
-            // A device error may not occur again.
+            // A device error may not occur again, so the task is retried.
             Err(error) => return Err(failed(error.to_string()).await),
         };
         Ok(ColumnarValue::Array(Arc::new(to_array(&outcomes, &worker.name))))

@@ -7,49 +7,51 @@ use std::time::{Duration, Instant};
 use ballista_core::serde::protobuf::CancelJobParams;
 use ballista_core::serde::protobuf::scheduler_grpc_client::SchedulerGrpcClient;
 use ballista_core::utils::create_grpc_client_endpoint;
-use couplet_storage::words::{counted, spoken};
+use couplet_storage::words::{counted, format_duration};
 use serde_json::Value;
 
-use super::{Address, ClusterError, INSTANCE, Seen};
+use super::{Address, ClusterError, ExecutorInfo, INSTANCE};
 
-/// The time that a scheduler has to accept a connection or answer a short request.
-const ANSWER: Duration = Duration::from_secs(5);
+/// The timeout for connecting to a scheduler, and for a short request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The interval at which the executors are counted.
-pub(super) const LOOK: Duration = Duration::from_secs(2);
+/// The interval between two counts of the executors.
+pub(super) const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
-/// The longest time without an executor, or without a response of the scheduler.
-pub(super) const PATIENCE: Duration = Duration::from_mins(1);
+/// The maximum time without an executor, or without a response of the scheduler.
+pub(super) const MAX_SILENCE: Duration = Duration::from_mins(1);
 
-/// The largest number of rounds of looking for jobs to cancel.
-const ROUNDS: usize = 5;
+/// The maximum number of times that the scheduler is searched for jobs to cancel.
+const CANCEL_ROUNDS: usize = 5;
 
-/// The pause between two rounds.
-const ROUND: Duration = Duration::from_millis(200);
+/// The pause between two searches.
+const CANCEL_PAUSE: Duration = Duration::from_millis(200);
 
 /// The state of a run whose scheduler is gone, appended to the error.
-const KEPT: &str = "; what was scored is remembered: run the same command again";
+const KEPT: &str = "; the scores so far are cached: run the same command again";
 
 /// A client of a scheduler's REST API, which lists executors and jobs.
 #[derive(Debug, Clone)]
-pub(super) struct Lists {
+pub(super) struct SchedulerApi {
     address: Address,
     http: reqwest::Client,
 }
 
-impl Lists {
+impl SchedulerApi {
     pub(super) fn of(address: &Address) -> Result<Self, ClusterError> {
-        // Jobs go to the scheduler directly, even if the environment names an HTTP proxy. So do these requests.
-        let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10)).connect_timeout(ANSWER);
+        // Jobs are sent to the scheduler directly, even if the environment names an HTTP proxy. The same holds for
+        // these requests.
+        let http =
+            reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10)).connect_timeout(REQUEST_TIMEOUT);
         let http = http.build().map_err(|e| address.unreachable(&e.to_string(), ""))?;
         Ok(Self { address: address.clone(), http })
     }
 
     /// Lists the executors, ordered by name.
-    async fn executors(&self) -> Result<Vec<Seen>, String> {
+    async fn executors(&self) -> Result<Vec<ExecutorInfo>, String> {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let name = |id: &str| id.rsplit_once(INSTANCE).map_or(id, |(name, _)| name).to_owned();
-        let seen = self.list("executors").await?.into_iter().map(|executor| Seen {
+        let seen = self.list("executors").await?.into_iter().map(|executor| ExecutorInfo {
             name: executor["id"].as_str().map(name).unwrap_or_default(),
             host: text(&executor["host"]),
             slots: executor["specification"]["vcores"].as_u64().unwrap_or(0),
@@ -72,7 +74,7 @@ impl Lists {
         Ok(usize::try_from(slots).unwrap_or(usize::MAX))
     }
 
-    /// Checks that the scheduler answers, with several attempts.
+    /// Checks that the scheduler answers. Tries several times.
     pub(super) async fn reach(&self) -> Result<(), ClusterError> {
         let mut problem = String::new();
         for wait in [0, 1, 2, 4] {
@@ -85,28 +87,28 @@ impl Lists {
         Err(self.address.unreachable(&problem, KEPT))
     }
 
-    /// Cancels the unfinished jobs of a name. They are found by name, as a scheduler tells a client the id of a job
-    /// only when it ends.
+    /// Cancels the unfinished jobs with this name. They are found by name, because a scheduler tells a client the id of
+    /// a job only when it ends.
     pub(super) async fn cancel_all(&self, name: &str) {
         let mut cancelled = 0;
-        // A job that is just being submitted appears a moment later.
-        for round in 0..ROUNDS {
+        // A job that is being submitted appears a moment later.
+        for round in 0..CANCEL_ROUNDS {
             match self.cancel(name).await {
                 Ok(0) if round > 0 => break,
                 Ok(n) => cancelled += n,
                 Err(problem) => {
-                    tracing::debug!("jobs may go on, as they could not be cancelled: {problem}");
+                    tracing::debug!("jobs could not be cancelled and may continue: {problem}");
                     break;
                 }
             }
-            tokio::time::sleep(ROUND).await;
+            tokio::time::sleep(CANCEL_PAUSE).await;
         }
         if cancelled > 0 {
             tracing::debug!("{} cancelled", counted(cancelled, "job"));
         }
     }
 
-    /// Returns the ids of the unfinished jobs of a name.
+    /// Returns the ids of the unfinished jobs with this name.
     async fn open_jobs(&self, name: &str) -> Result<Vec<String>, String> {
         let jobs = self.list("jobs").await?;
         let own = jobs.iter().filter(|job| job["job_name"] == name);
@@ -120,41 +122,42 @@ impl Lists {
             return Ok(0);
         }
         let endpoint = create_grpc_client_endpoint(self.address.http(), None).map_err(|e| e.to_string())?;
-        let connection = endpoint.connect_timeout(ANSWER).connect().await.map_err(|e| e.to_string())?;
+        let connection = endpoint.connect_timeout(REQUEST_TIMEOUT).connect().await.map_err(|e| e.to_string())?;
         let mut scheduler = SchedulerGrpcClient::new(connection);
         let number = open.len() as u64;
         for job_id in open {
-            let cancelled = tokio::time::timeout(ANSWER, scheduler.cancel_job(CancelJobParams { job_id })).await;
+            let cancelled =
+                tokio::time::timeout(REQUEST_TIMEOUT, scheduler.cancel_job(CancelJobParams { job_id })).await;
             cancelled.map_err(|_| "it does not answer".to_owned())?.map_err(|e| e.to_string())?;
         }
         Ok(number)
     }
 
-    /// Resolves with an error when a job of that name is unfinished and there has been no executor for too long.
+    /// Returns an error once a job with this name is unfinished and there has been no executor for `patience`.
     pub(super) async fn starved(&self, name: &str, patience: Duration) -> ClusterError {
-        let executors = Watched::new(self.try_slots().await.unwrap_or(0));
+        let executors = ExecutorWatch::new(self.try_slots().await.unwrap_or(0));
         loop {
             if let Err(error) = executors.check_slots(&self.address, patience)
-                // Before a job is submitted and while its result is fetched, it does not wait for executors.
+                // Before a job is submitted, and while its result is fetched, no executor is needed.
                 && self.open_jobs(name).await.is_ok_and(|open| !open.is_empty())
             {
                 return error;
             }
-            tokio::time::sleep(LOOK).await;
-            executors.look(self).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
+            executors.poll(self).await;
         }
     }
 
     async fn list(&self, what: &str) -> Result<Vec<Value>, String> {
         let url = format!("{}/api/{what}", self.address.http());
-        let answer = async { self.http.get(url).send().await?.error_for_status()?.json::<Value>().await };
-        let answer = answer.await.map_err(|error| {
+        let response = async { self.http.get(url).send().await?.error_for_status()?.json::<Value>().await };
+        let response = response.await.map_err(|error| {
             let error = error.without_url();
             let first: &dyn std::error::Error = &error;
             // The error of the operating system is the innermost cause.
             std::iter::successors(Some(first), |error| error.source()).last().unwrap_or(first).to_string()
         })?;
-        match answer {
+        match response {
             Value::Array(list) => Ok(list),
             _ => Err("it is not a scheduler: its response has another format".into()),
         }
@@ -165,13 +168,13 @@ impl Lists {
 ///
 /// # Errors
 /// A scheduler that does not answer.
-pub async fn look(address: &Address) -> Result<Vec<Seen>, ClusterError> {
-    Lists::of(address)?.executors().await.map_err(|problem| address.unreachable(&problem, ""))
+pub async fn list_executors(address: &Address) -> Result<Vec<ExecutorInfo>, ClusterError> {
+    SchedulerApi::of(address)?.executors().await.map_err(|problem| address.unreachable(&problem, ""))
 }
 
 /// The slots of a scheduler's executors, counted at intervals.
 #[derive(Debug)]
-pub(super) struct Watched {
+pub(super) struct ExecutorWatch {
     slots: AtomicUsize,
     /// The last time at which there was an executor.
     seen: Mutex<Instant>,
@@ -179,7 +182,7 @@ pub(super) struct Watched {
     answered: Mutex<Instant>,
 }
 
-impl Watched {
+impl ExecutorWatch {
     /// Starts with a known number of slots.
     pub(super) fn new(slots: usize) -> Self {
         let now = || Mutex::new(Instant::now());
@@ -187,17 +190,17 @@ impl Watched {
     }
 
     /// Counts the slots at intervals until the future is dropped.
-    pub(super) async fn watch(self: Arc<Self>, scheduler: Lists) {
-        let mut looks = tokio::time::interval(LOOK);
-        looks.tick().await;
+    pub(super) async fn watch(self: Arc<Self>, scheduler: SchedulerApi) {
+        let mut ticks = tokio::time::interval(POLL_INTERVAL);
+        ticks.tick().await;
         loop {
-            looks.tick().await;
-            self.look(&scheduler).await;
+            ticks.tick().await;
+            self.poll(&scheduler).await;
         }
     }
 
     /// Counts the slots once, if the scheduler answers.
-    async fn look(&self, scheduler: &Lists) {
+    async fn poll(&self, scheduler: &SchedulerApi) {
         let now = |instant: &Mutex<Instant>| *instant.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         let Ok(slots) = scheduler.try_slots().await else { return };
         now(&self.answered);
@@ -215,13 +218,13 @@ impl Watched {
         self.slots.load(Ordering::Relaxed).max(1)
     }
 
-    /// Checks that executors and responses of the scheduler were seen recently enough.
+    /// Checks that there was an executor, and a response of the scheduler, recently enough.
     pub(super) fn check(&self, address: &Address) -> Result<(), ClusterError> {
         let answered = since(&self.answered);
-        if answered >= PATIENCE {
-            return Err(address.unreachable(&format!("no response for {}", spoken(answered)), KEPT));
+        if answered >= MAX_SILENCE {
+            return Err(address.unreachable(&format!("no response for {}", format_duration(answered)), KEPT));
         }
-        self.check_slots(address, PATIENCE)
+        self.check_slots(address, MAX_SILENCE)
     }
 
     fn check_slots(&self, address: &Address, patience: Duration) -> Result<(), ClusterError> {
@@ -252,14 +255,14 @@ mod tests {
     use super::*;
 
     /// Starts a scheduler without executors that has the job of a query.
-    async fn scheduler_with(status: &str) -> Lists {
+    async fn scheduler_with(status: &str) -> SchedulerApi {
         let jobs = serde_json::json!([{ "job_id": "x", "job_name": "query", "status": status }]).to_string();
         let routes = Router::new().route("/api/executors", get(|| async { "[]" }));
         let routes = routes.route("/api/jobs", get(move || async move { jobs }));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("df://{}", listener.local_addr().unwrap());
         tokio::spawn(async move { axum::serve(listener, routes).await });
-        Lists::of(&address.parse().unwrap()).unwrap()
+        SchedulerApi::of(&address.parse().unwrap()).unwrap()
     }
 
     #[tokio::test]

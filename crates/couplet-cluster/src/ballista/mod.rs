@@ -14,12 +14,12 @@ mod session;
 mod stores;
 mod tasks;
 
-use super::{Address, ClusterError, ExecutorOptions, SchedulerOptions, Scored, Seen, Work};
+use super::{Address, ClusterError, ExecutorInfo, ExecutorOptions, SchedulerOptions, Scored, Work};
 
 pub use client::Client;
 pub use contract::Contract;
 pub use executor::execute;
-pub use lists::look;
+pub use lists::list_executors;
 pub use scheduler::schedule;
 pub use session::{cancel, session_of, starved};
 

@@ -34,7 +34,7 @@ pub(super) fn fields() -> Fields {
     FIELDS.clone()
 }
 
-/// Writes the outcomes of a window as a column, with the name of the executor.
+/// Converts the outcomes of a window to a column, with the name of the executor.
 pub(super) fn to_array(outcomes: &[Result<Prediction, Rejection>], executor: &str) -> StructArray {
     let mut label = Int32Builder::new();
     let mut score = Float32Builder::new();
@@ -83,12 +83,12 @@ pub(super) fn to_array(outcomes: &[Result<Prediction, Rejection>], executor: &st
     StructArray::new(fields(), columns, None)
 }
 
-/// Reads the outcomes in a column, and the name of the executor.
+/// Reads the outcomes and the name of the executor from a column.
 pub(super) fn of_array(array: &ArrayRef) -> Result<(Vec<Result<Prediction, Rejection>>, String)> {
     let (Some(array), true) =
         (array.as_struct_opt(), matches!(array.data_type(), DataType::Struct(f) if *f == fields()))
     else {
-        return internal_err!("the cluster answered with {}, which are no scores", array.data_type());
+        return internal_err!("the cluster returned {} instead of scores", array.data_type());
     };
     let labels = array.column(0).as_primitive::<Int32Type>();
     let scores = array.column(1).as_primitive::<Float32Type>();
@@ -119,7 +119,7 @@ pub(super) fn of_array(array: &ArrayRef) -> Result<(Vec<Result<Prediction, Rejec
             1 => Rejection::Empty { column: detail },
             2 => Rejection::TooLarge { column: detail, bytes: size(bytes.value(row)) },
             3 => Rejection::Untokenizable { problem: detail },
-            kind => return internal_err!("the cluster answered with a rejection of kind {kind}, which there is not"),
+            kind => return internal_err!("the cluster returned a rejection of unknown kind {kind}"),
         }))
     });
     let executor = if array.is_empty() { String::new() } else { executors.value(0).to_owned() };

@@ -1,8 +1,8 @@
 //! The command `couplet scheduler`: plans the jobs of clients, assigns their tasks to executors and reassigns lost
 //! tasks.
 //!
-//! It is Ballista's scheduler with couplet's functions and plan nodes. Its state is in memory: after it ends, clients
-//! fail, and their next runs resume from their caches.
+//! It is Ballista's scheduler with couplet's functions and plan nodes. Its state is in memory: if it ends, running
+//! clients fail, and their next runs resume from their caches.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -36,7 +36,7 @@ const EXPECTED_WITHIN_SECONDS: u64 = 5;
 pub async fn schedule(options: SchedulerOptions) -> Result<(), ClusterError> {
     let place = format!("{}:{}", options.bind, options.port);
     let failed = |problem: String| ClusterError::Start { what: format!("scheduler at {place}"), problem };
-    // Bind first: the log line below is then true, and a port in use is reported before anything is set up.
+    // Bind first, so that the log line below is true and a port in use is reported before anything is set up.
     let listener = TcpListener::bind(&place).await.map_err(|e| failed(e.to_string()))?;
     let pool = Pool::new(Some(1)).map_err(|e| failed(e.to_string()))?;
     let session = session_builder(Arc::new(Models::new(pool, PathBuf::from("/"))));
@@ -47,8 +47,8 @@ pub async fn schedule(options: SchedulerOptions) -> Result<(), ClusterError> {
         scheduling_policy: TaskSchedulingPolicy::PullStaged,
         executor_timeout_seconds: options.executor_timeout.max(2 * EXPECTED_WITHIN_SECONDS),
         expire_dead_executor_interval_seconds: EXPECTED_WITHIN_SECONDS,
-        // A run is a thousand small jobs, so finished jobs are removed soon. A client fetches results at once, except
-        // during a minute in which its store does not answer.
+        // A run consists of about a thousand small jobs, so finished jobs are removed soon. A client fetches results at
+        // once, unless its store does not answer for a minute.
         finished_job_data_clean_up_interval_seconds: 600,
         finished_job_state_clean_up_interval_seconds: 900,
         // With the proxy, clients need to reach only the scheduler.

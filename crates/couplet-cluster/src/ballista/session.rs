@@ -12,9 +12,9 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 use uuid::Uuid;
 
 use super::codec::PlanCodec;
-use super::delta::{SentAway, provider};
+use super::delta::{RemoteSession, provider};
 use super::function;
-use super::lists::{Lists, PATIENCE};
+use super::lists::{MAX_SILENCE, SchedulerApi};
 use super::{Address, ClusterError};
 
 /// Creates a session whose queries run on the slots of a cluster's executors.
@@ -22,7 +22,7 @@ use super::{Address, ClusterError};
 /// # Errors
 /// A scheduler that does not answer.
 pub async fn session_of(address: &Address, window: usize, models: Arc<Models>) -> Result<SessionContext, ClusterError> {
-    let slots = Lists::of(address)?.slots().await?;
+    let slots = SchedulerApi::of(address)?.slots().await?;
     if slots == 0 {
         tracing::warn!("{address} has no executor yet");
     }
@@ -32,19 +32,19 @@ pub async fn session_of(address: &Address, window: usize, models: Arc<Models>) -
 
 /// Cancels the unfinished jobs of a session. A session that executes its plans locally has none.
 pub async fn cancel(context: &SessionContext) {
-    let Some(sent) = context.copied_config().get_extension::<SentAway>() else { return };
-    if let Ok(scheduler) = Lists::of(&sent.address) {
+    let Some(sent) = context.copied_config().get_extension::<RemoteSession>() else { return };
+    if let Ok(scheduler) = SchedulerApi::of(&sent.address) {
         scheduler.cancel_all(&sent.name).await;
     }
 }
 
-/// Resolves with an error when a job of the session has waited too long for an executor. Never resolves for a session
-/// that executes its plans locally.
+/// Returns an error once a job of the session has waited too long for an executor. Never resolves for a session that
+/// executes its plans locally.
 pub async fn starved(context: &SessionContext) -> ClusterError {
-    if let Some(sent) = context.copied_config().get_extension::<SentAway>()
-        && let Ok(scheduler) = Lists::of(&sent.address)
+    if let Some(sent) = context.copied_config().get_extension::<RemoteSession>()
+        && let Ok(scheduler) = SchedulerApi::of(&sent.address)
     {
-        return scheduler.starved(&sent.name, PATIENCE).await;
+        return scheduler.starved(&sent.name, MAX_SILENCE).await;
     }
     std::future::pending().await
 }
@@ -63,7 +63,7 @@ pub(super) fn session(
         .with_information_schema(true)
         .with_ballista_job_name(name)
         .with_extension(Arc::new(FileScan(provider)))
-        .with_extension(Arc::new(SentAway { address: address.clone(), name: name.to_owned() }))
+        .with_extension(Arc::new(RemoteSession { address: address.clone(), name: name.to_owned() }))
         .with_ballista_logical_extension_codec(Arc::new(PlanCodec::of(Arc::clone(&models))));
     let builder = SessionStateBuilder::new().with_config(config).with_default_features();
     let state = predict::install(builder, Arc::clone(&models)).build().upgrade_for_ballista(address.http());

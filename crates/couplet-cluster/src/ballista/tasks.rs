@@ -17,18 +17,18 @@ use couplet_encoder::scorer::Window;
 /// scoring them.
 const MIN_TOKENS: f64 = 4096.0;
 
-/// The largest number of bytes of text per task, however few tokens of them are used: a client holds twice as many
+/// The maximum number of bytes of text per task, even if few tokens of them are used: a client holds twice as many
 /// tasks as there are slots.
 const MAX_BYTES: usize = 64 << 20;
 
 /// Splits a stream of windows into tasks.
 #[derive(Debug)]
-pub(super) struct Cutter {
+pub(super) struct TaskSplitter {
     tokens_per_byte: f64,
     max_length: f64,
-    most: f64,
+    max_tokens: f64,
     /// The estimated number of tokens that are not in a task yet.
-    left: f64,
+    remaining_tokens: f64,
     task: Vec<(ArrayRef, Window)>,
     tokens: f64,
     bytes: usize,
@@ -42,22 +42,23 @@ pub(super) struct Task {
     pub(super) texts: usize,
 }
 
-impl Cutter {
-    /// Creates a cutter for texts with `tokens` tokens in total, truncated to `max_length` tokens each. Its tasks have
-    /// at most `most` tokens.
-    pub(super) fn new(tokens: u64, tokens_per_byte: f64, max_length: usize, most: u64) -> Self {
+impl TaskSplitter {
+    /// Creates a splitter for texts with `tokens` tokens in total, truncated to `max_length` tokens each. Its tasks
+    /// have at most `max_tokens` tokens.
+    pub(super) fn new(tokens: u64, tokens_per_byte: f64, max_length: usize, max_tokens: u64) -> Self {
         Self {
             tokens_per_byte,
             max_length: max_length as f64,
-            most: most as f64,
-            left: tokens as f64,
+            max_tokens: max_tokens as f64,
+            remaining_tokens: tokens as f64,
             task: Vec::new(),
             tokens: 0.0,
             bytes: 0,
         }
     }
 
-    /// Adds a window and returns the tasks that it completes. Each is at most one of `shares` shares of what is left.
+    /// Adds a window and returns the tasks that it completes. With `shares` shares, each task is at most that fraction
+    /// of the remaining tokens.
     pub(super) fn push(&mut self, keys: &ArrayRef, window: &Window, shares: usize) -> Vec<Task> {
         let (mut tasks, mut start) = (Vec::new(), 0);
         let mut limit = self.limit(shares);
@@ -78,12 +79,12 @@ impl Cutter {
     }
 
     fn limit(&self, shares: usize) -> f64 {
-        (self.left / shares.max(1) as f64).max(MIN_TOKENS).min(self.most)
+        (self.remaining_tokens / shares.max(1) as f64).max(MIN_TOKENS).min(self.max_tokens)
     }
 
     /// Returns the last task; none if nothing is left.
     pub(super) fn finish(&mut self) -> Option<Task> {
-        self.left -= std::mem::take(&mut self.tokens);
+        self.remaining_tokens -= std::mem::take(&mut self.tokens);
         self.bytes = 0;
         let parts = std::mem::take(&mut self.task);
         let texts = parts.iter().map(|(keys, _)| keys.len()).sum();
@@ -135,10 +136,10 @@ mod tests {
         let long = "x".repeat(1000);
         // 10 bytes per pair are 5 tokens; the long one is truncated to 16.
         let (keys, texts) = window(&["12345", "12345", "12345", &long, "12345", "12345"]);
-        let mut cutter = Cutter::new(1_000_000, 0.5, 16, 20);
-        let mut tasks = cutter.push(&keys, &texts, 4);
-        tasks.extend(cutter.push(&keys, &texts, 4));
-        tasks.extend(cutter.finish());
+        let mut splitter = TaskSplitter::new(1_000_000, 0.5, 16, 20);
+        let mut tasks = splitter.push(&keys, &texts, 4);
+        tasks.extend(splitter.push(&keys, &texts, 4));
+        tasks.extend(splitter.finish());
         assert_eq!(tasks.iter().map(|task| task.texts).collect::<Vec<_>>(), [4, 4, 2, 2]);
         let rows = |task: &Task| -> Vec<i32> {
             let batches = task.batches().map(Result::unwrap);
@@ -151,7 +152,7 @@ mod tests {
         };
         assert_eq!(tasks.iter().flat_map(rows).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5]);
         assert_eq!(tasks[0].schema().fields().len(), 3);
-        assert!(cutter.finish().is_none());
+        assert!(splitter.finish().is_none());
     }
 
     #[test]
@@ -159,9 +160,9 @@ mod tests {
         let text = "x".repeat(1 << 20);
         let (keys, texts) = window(&vec![text.as_str(); 100]);
         // Each pair is 2 MiB, of which 8 tokens are used.
-        let mut cutter = Cutter::new(1_000_000, 0.25, 8, 500_000);
-        let mut tasks = cutter.push(&keys, &texts, 1);
-        tasks.extend(cutter.finish());
+        let mut splitter = TaskSplitter::new(1_000_000, 0.25, 8, 500_000);
+        let mut tasks = splitter.push(&keys, &texts, 1);
+        tasks.extend(splitter.finish());
         assert_eq!(tasks.iter().map(|task| task.texts).collect::<Vec<_>>(), [32, 32, 32, 4]);
     }
 
@@ -170,9 +171,9 @@ mod tests {
         let text = "x".repeat(1000);
         let (keys, texts) = window(&vec![text.as_str(); 100]);
         // 2,000 bytes per pair are 1,000 tokens.
-        let mut cutter = Cutter::new(100_000, 0.5, 5000, 20_000);
-        let mut tasks = cutter.push(&keys, &texts, 4);
-        tasks.extend(cutter.finish());
+        let mut splitter = TaskSplitter::new(100_000, 0.5, 5000, 20_000);
+        let mut tasks = splitter.push(&keys, &texts, 4);
+        tasks.extend(splitter.finish());
         let sizes: Vec<usize> = tasks.iter().map(|task| task.texts).collect();
         assert_eq!(sizes.iter().sum::<usize>(), 100);
         assert!(sizes[0] == 20 && sizes.is_sorted_by(|a, b| a >= b) && sizes.contains(&5), "{sizes:?}");

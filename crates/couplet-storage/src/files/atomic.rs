@@ -1,8 +1,8 @@
 //! Atomic files: a file appears under its name only when it is complete.
 //!
 //! The file is written next to its target under a hidden name, without the extension that readers look for, and renamed
-//! at the end. The writer holds a lock on it. By this lock a later run tells the leftovers of a killed run, which it
-//! removes, from the file of a live one.
+//! at the end. The writer holds a lock on it. The lock lets a later run tell the file of a live run from the leftovers
+//! of a killed one, which it removes.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, BufWriter, Write};
@@ -12,19 +12,19 @@ use std::time::Duration;
 use thiserror::Error;
 use uuid::Uuid;
 
-use super::attributes::{creating, follow_links, keep};
+use super::attributes::{copy_attributes, follow_links, replacement_options};
 use crate::files;
 
-/// The suffix of names of files and folders that are not complete.
+/// The suffix of the names of incomplete files and folders.
 pub const TEMPORARY: &str = ".couplet-tmp";
 
 /// Maximum time for a process to lock a file or folder after creating it.
-const TO_LOCK: Duration = Duration::from_millis(100);
+const LOCK_GRACE: Duration = Duration::from_millis(100);
 
-/// Minimum age of a file or folder whose process must have locked it by now.
-const NEW: Duration = Duration::from_secs(10);
+/// Age after which a file or folder must have been locked by the process that created it.
+const MAX_UNLOCKED_AGE: Duration = Duration::from_secs(10);
 
-/// A file before it is published; dropping it before [`AtomicFile::publish`] removes it.
+/// A file that is not published yet. Dropping it before [`AtomicFile::publish`] removes it.
 pub struct AtomicFile {
     target: PathBuf,
     temporary: PathBuf,
@@ -32,7 +32,7 @@ pub struct AtomicFile {
 }
 
 impl AtomicFile {
-    /// Begins a file for `target`, and creates its folder if needed.
+    /// Creates a temporary file for `target`, and the folder of `target` if needed.
     ///
     /// # Errors
     /// A folder that cannot be created or written.
@@ -49,11 +49,11 @@ impl AtomicFile {
             return Err(io::Error::other("it is a device or a pipe, and only a file can be replaced"));
         }
         let prefix = format!(".{}.", name.to_string_lossy());
-        remove_remains(folder, &prefix, |path| fs::remove_file(path));
+        remove_leftovers(folder, &prefix, |path| fs::remove_file(path));
         let temporary = folder.join(format!("{prefix}{}{TEMPORARY}", Uuid::new_v4().simple()));
-        let file = files::open_with(&mut creating(target), &temporary)?;
+        let file = files::open_with(&mut replacement_options(target), &temporary)?;
         // Some file systems have no locks; there, leftovers of a killed run stay until they are removed by hand.
-        let _ = hold(&file);
+        let _ = lock_temporary(&file);
         Ok(Self { target: target.to_owned(), temporary, file: Some(BufWriter::with_capacity(1 << 20, file)) })
     }
 
@@ -64,8 +64,8 @@ impl AtomicFile {
     pub fn publish(mut self) -> io::Result<u64> {
         let Some(writer) = self.file.take() else { return Err(io::Error::other("published twice")) };
         let published = writer.into_inner().map_err(io::IntoInnerError::into_error).and_then(|file| {
-            keep(&file, &self.target)?;
-            // Without this, a rename could survive a power failure that the contents do not.
+            copy_attributes(&file, &self.target)?;
+            // Otherwise a power failure could keep the rename and lose the contents.
             file.sync_all()?;
             let bytes = file.metadata()?.len();
             fs::rename(&self.temporary, &self.target)?;
@@ -110,7 +110,7 @@ pub const NOT_DURABLE: &str = "the disk did not confirm that it is durable";
 pub struct NotDurable(io::Error);
 
 impl NotDurable {
-    /// Returns the warning for this error of a sync.
+    /// Creates the warning for a failed sync.
     #[must_use]
     pub fn new(error: &io::Error) -> Self {
         Self(io::Error::new(error.kind(), error.to_string()))
@@ -136,8 +136,8 @@ pub fn folder_of(target: &Path) -> &Path {
 
 /// Locks a temporary file or folder. Returns true if that succeeded.
 #[must_use]
-pub fn hold(file: &File) -> bool {
-    // A process that tests the lock holds it for a moment.
+pub fn lock_temporary(file: &File) -> bool {
+    // Another process that tests the lock holds it for a moment.
     for pause in 1..8 {
         match file.try_lock() {
             Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(pause)),
@@ -148,7 +148,7 @@ pub fn hold(file: &File) -> bool {
 }
 
 /// Removes leftovers of killed runs, whose names begin with `prefix`.
-pub fn remove_remains(folder: &Path, prefix: &str, remove: impl Fn(&Path) -> io::Result<()>) {
+pub fn remove_leftovers(folder: &Path, prefix: &str, remove: impl Fn(&Path) -> io::Result<()>) {
     let Ok(entries) = folder.read_dir() else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();
@@ -158,10 +158,10 @@ pub fn remove_remains(folder: &Path, prefix: &str, remove: impl Fn(&Path) -> io:
             // False if a live run holds it. If the lock cannot be tested, nothing is removed.
             let is_free = || opened.try_lock().is_ok();
             let mut free = is_free();
-            if free && is_begun(&entry.path()) {
+            if free && is_new_and_empty(&entry.path()) {
                 // The process that created it may not have locked it yet.
                 let _ = opened.unlock();
-                std::thread::sleep(TO_LOCK);
+                std::thread::sleep(LOCK_GRACE);
                 free = is_free();
             }
             // The process may have ended just now and removed it.
@@ -174,12 +174,12 @@ pub fn remove_remains(folder: &Path, prefix: &str, remove: impl Fn(&Path) -> io:
 }
 
 /// Returns true if a file or folder is empty and new.
-fn is_begun(path: &Path) -> bool {
+fn is_new_and_empty(path: &Path) -> bool {
     let empty = || path.read_dir().is_ok_and(|mut entries| entries.next().is_none());
     path.metadata().is_ok_and(|about| {
-        let nothing = if about.is_dir() { empty() } else { about.len() == 0 };
+        let is_empty = if about.is_dir() { empty() } else { about.len() == 0 };
         // A time in the future is from a clock that was set back since; it counts as new.
-        nothing && about.modified().is_ok_and(|at| at.elapsed().map_or(true, |age| age < NEW))
+        is_empty && about.modified().is_ok_and(|at| at.elapsed().map_or(true, |age| age < MAX_UNLOCKED_AGE))
     })
 }
 
@@ -235,8 +235,8 @@ mod tests {
         let begun = folder.path().join(format!(".out.parquet.1-0{TEMPORARY}"));
         let file = File::create_new(&begun).unwrap();
         let locking = std::thread::spawn(move || {
-            std::thread::sleep(TO_LOCK / 10);
-            assert!(hold(&file));
+            std::thread::sleep(LOCK_GRACE / 10);
+            assert!(lock_temporary(&file));
             file
         });
         drop(AtomicFile::create(&folder.path().join("out.parquet")).unwrap());

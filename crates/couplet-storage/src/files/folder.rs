@@ -23,8 +23,8 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use super::atomic::{TEMPORARY, folder_of, hold, remove_remains, sync_name};
-use super::attributes::{create_folder, follow_links, keep};
+use super::atomic::{TEMPORARY, folder_of, lock_temporary, remove_leftovers, sync_name};
+use super::attributes::{copy_attributes, create_folder, follow_links};
 use crate::files;
 
 /// Suffix of an old folder that is moved aside on file systems without swap.
@@ -65,7 +65,7 @@ impl FolderKind {
             let entry = entry?;
             if self.is_own(&entry)? {
                 // Another process may be removing the same folder.
-                gone(fs::remove_file(entry.path()))?;
+                ignore_missing(fs::remove_file(entry.path()))?;
             }
         }
         // The target of a symbolic link is kept for reuse.
@@ -77,7 +77,7 @@ impl FolderKind {
                 tracing::warn!("{} stays, with files in it that couplet did not write", folder.display());
                 Ok(())
             }
-            removed => gone(removed),
+            removed => ignore_missing(removed),
         }
     }
 
@@ -90,7 +90,7 @@ impl FolderKind {
 }
 
 /// Treats a missing file as removed.
-fn gone(removed: io::Result<()>) -> io::Result<()> {
+fn ignore_missing(removed: io::Result<()>) -> io::Result<()> {
     removed.or_else(|e| if e.kind() == ErrorKind::NotFound { Ok(()) } else { Err(e) })
 }
 
@@ -100,7 +100,7 @@ fn without_temporary(name: &str) -> Option<&str> {
     Uuid::try_parse(id).is_ok().then_some(name)
 }
 
-/// A folder before it is published; dropping it before [`AtomicFolder::publish`] removes it.
+/// A folder that is not published yet. Dropping it before [`AtomicFolder::publish`] removes it.
 #[derive(Debug)]
 pub struct AtomicFolder {
     kind: &'static FolderKind,
@@ -111,28 +111,28 @@ pub struct AtomicFolder {
 }
 
 impl AtomicFolder {
-    /// Begins a folder for `target`, creates its parent folder if needed, and removes leftovers of killed runs.
+    /// Creates a temporary folder for `target`, and the parent folder if needed. Removes leftovers of killed runs.
     ///
     /// # Errors
     /// A folder that cannot be created; a target that is a file.
     pub fn create(target: &Path, kind: &'static FolderKind) -> io::Result<Self> {
         // Symbolic links are followed: their target is replaced, not the link.
         let target = &follow_links(target)?;
-        let (around, name) = parts(target)?;
+        let (parent, name) = parts(target)?;
         if target.is_file() {
             return Err(io::Error::other("it is a file"));
         }
-        fs::create_dir_all(around)?;
+        fs::create_dir_all(parent)?;
         recover(target, kind)?;
-        remove_remains(around, &format!(".{name}."), |path| kind.remove(path));
-        let temporary = around.join(format!(".{name}.{}{TEMPORARY}", Uuid::new_v4().simple()));
+        remove_leftovers(parent, &format!(".{name}."), |path| kind.remove(path));
+        let temporary = parent.join(format!(".{name}.{}{TEMPORARY}", Uuid::new_v4().simple()));
         create_folder(&temporary, target)?;
         // Where folders cannot be locked, leftovers of a killed run stay until they are removed by hand.
-        let lock = files::open_own(&temporary).ok().filter(hold);
+        let lock = files::open_own(&temporary).ok().filter(lock_temporary);
         Ok(Self { kind, target: target.to_owned(), temporary, _lock: lock })
     }
 
-    /// The folder to write the files to.
+    /// Returns the folder to write the files to.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.temporary
@@ -152,7 +152,7 @@ impl AtomicFolder {
             files::open_own(&entry?.path())?.sync_all()?;
         }
         let folder = files::open_own(&self.temporary)?;
-        keep(&folder, &self.target)?;
+        copy_attributes(&folder, &self.target)?;
         folder.sync_all()?;
         if !self.target.exists() {
             fs::rename(&self.temporary, &self.target)?;
@@ -195,8 +195,8 @@ pub fn recover(target: &Path, kind: &FolderKind) -> io::Result<()> {
     }
 }
 
-/// Returns why a folder may not replace `target`, if so: `target` is neither empty nor of the same kind, or it has
-/// files that would be lost.
+/// Returns the reason why a folder may not replace `target`, if there is one: `target` is neither empty nor of the same
+/// kind, or it has files that would be lost.
 #[must_use]
 pub fn irreplaceable(target: &Path, kind: &FolderKind) -> Option<String> {
     let is_empty = || target.read_dir().is_ok_and(|mut entries| entries.next().is_none());
@@ -236,11 +236,11 @@ fn exchange(_: &Path, _: &Path) -> io::Result<()> {
 }
 
 fn aside(target: &Path) -> io::Result<PathBuf> {
-    let (around, name) = parts(target)?;
-    Ok(around.join(format!(".{name}{ASIDE}")))
+    let (parent, name) = parts(target)?;
+    Ok(parent.join(format!(".{name}{ASIDE}")))
 }
 
-/// The parent of a folder, and the folder's name.
+/// Returns the parent of a folder and the folder's name.
 fn parts(target: &Path) -> io::Result<(&Path, String)> {
     let name = target.file_name().ok_or_else(|| io::Error::other("it is not the name of a folder"))?;
     Ok((folder_of(target), name.to_string_lossy().into_owned()))
@@ -272,8 +272,8 @@ mod tests {
     #[test]
     fn replaces_the_folder_with_and_without_an_atomic_exchange() {
         for exchange in [exchange, refuse] {
-            let around = tempfile::tempdir().unwrap();
-            let target = around.path().join("new/model");
+            let parent = tempfile::tempdir().unwrap();
+            let target = parent.path().join("new/model");
             for text in ["first", "second", "third"] {
                 let folder = begin(&target, text);
                 assert_ne!(fs::read_to_string(target.join("a")).unwrap_or_default(), text);
@@ -286,8 +286,8 @@ mod tests {
 
     #[test]
     fn files_of_others_keep_a_folder_from_being_replaced() {
-        let around = tempfile::tempdir().unwrap();
-        let target = around.path().join("model");
+        let parent = tempfile::tempdir().unwrap();
+        let target = parent.path().join("model");
         begin(&target, "old").publish().unwrap();
         assert_eq!(irreplaceable(&target, &KIND), None);
         fs::write(target.join("notes"), "mine").unwrap();
@@ -295,7 +295,7 @@ mod tests {
         let refused = begin(&target, "new").publish().unwrap_err().to_string();
         assert!(refused.starts_with("it has `notes`"), "{refused}");
         assert_eq!(fs::read_to_string(target.join("a")).unwrap(), "old");
-        assert_eq!(names(around.path()), ["model"]);
+        assert_eq!(names(parent.path()), ["model"]);
         fs::remove_file(target.join("notes")).unwrap();
         fs::create_dir(target.join("a folder")).unwrap();
         assert!(irreplaceable(&target, &KIND).is_some());
@@ -303,8 +303,8 @@ mod tests {
 
     #[test]
     fn files_of_others_stay_when_a_folder_is_removed() {
-        let around = tempfile::tempdir().unwrap();
-        let folder = around.path().join("old");
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("old");
         fs::create_dir_all(folder.join("below")).unwrap();
         let half = format!(".a.{}{TEMPORARY}", Uuid::new_v4().simple());
         for name in ["a", "notes", "below/a", &half, ".a.mine.couplet-tmp"] {
@@ -323,11 +323,11 @@ mod tests {
 
     #[test]
     fn is_always_there_while_it_is_replaced() {
-        let around = tempfile::tempdir().unwrap();
-        let target = around.path().join("model");
+        let parent = tempfile::tempdir().unwrap();
+        let target = parent.path().join("model");
         begin(&target, "0").publish().unwrap();
         // Some file systems cannot swap folders; they do not give this guarantee.
-        let probe = begin(&around.path().join("probe"), "");
+        let probe = begin(&parent.path().join("probe"), "");
         if exchange(probe.path(), &target).is_err() {
             return;
         }
@@ -353,35 +353,35 @@ mod tests {
     #[cfg(unix)]
     #[test]
     fn replaces_what_a_link_points_to() {
-        let around = tempfile::tempdir().unwrap();
-        begin(&around.path().join("v1"), "old").publish().unwrap();
-        let link = around.path().join("model");
-        std::os::unix::fs::symlink(around.path().join("v1"), &link).unwrap();
+        let parent = tempfile::tempdir().unwrap();
+        begin(&parent.path().join("v1"), "old").publish().unwrap();
+        let link = parent.path().join("model");
+        std::os::unix::fs::symlink(parent.path().join("v1"), &link).unwrap();
         begin(&link, "new").publish().unwrap();
         assert!(link.is_symlink());
-        assert_eq!(fs::read_to_string(around.path().join("v1/a")).unwrap(), "new");
+        assert_eq!(fs::read_to_string(parent.path().join("v1/a")).unwrap(), "new");
     }
 
     #[test]
     fn puts_the_old_folder_back_after_a_kill_between_two_renames() {
-        let around = tempfile::tempdir().unwrap();
-        let target = around.path().join("model");
+        let parent = tempfile::tempdir().unwrap();
+        let target = parent.path().join("model");
         begin(&target, "old").publish().unwrap();
         fs::rename(&target, aside(&target).unwrap()).unwrap();
         recover(&target, &KIND).unwrap();
         assert_eq!(fs::read_to_string(target.join("a")).unwrap(), "old");
-        assert_eq!(names(around.path()), ["model"]);
+        assert_eq!(names(parent.path()), ["model"]);
     }
 
     #[test]
     fn removes_leftovers_of_killed_runs_but_not_of_live_ones() {
-        let around = tempfile::tempdir().unwrap();
-        let target = around.path().join("model");
-        fs::create_dir(around.path().join(format!(".model.1-0{TEMPORARY}"))).unwrap();
+        let parent = tempfile::tempdir().unwrap();
+        let target = parent.path().join("model");
+        fs::create_dir(parent.path().join(format!(".model.1-0{TEMPORARY}"))).unwrap();
         let alive = begin(&target, "alive");
         let also_alive = begin(&target, "also alive");
-        assert_eq!(names(around.path()).len(), 2);
+        assert_eq!(names(parent.path()).len(), 2);
         drop((alive, also_alive));
-        assert!(names(around.path()).is_empty());
+        assert!(names(parent.path()).is_empty());
     }
 }

@@ -14,23 +14,22 @@ mod folder;
 mod unchanged;
 
 pub use atomic::AtomicFile;
-pub use atomic::{NOT_DURABLE, NotDurable, TEMPORARY, folder_of, hold, remove_remains};
+pub use atomic::{NOT_DURABLE, NotDurable, TEMPORARY, folder_of, lock_temporary, remove_leftovers};
 pub use attributes::follow_links;
 pub use folder::{AtomicFolder, FolderKind, irreplaceable, recover};
 pub use unchanged::FileVersion;
 pub use unchanged::REPLACED;
 
-/// The size above which a file is taken for something else than a pipeline or SQL, in bytes.
+/// The maximum size of a pipeline or SQL file, in bytes.
 pub const MAX_TEXT: u64 = 1 << 20;
 
-/// The largest size of a JSON file of settings, notes or a report, in bytes. Parsed, it takes many times as much
-/// memory.
+/// The maximum size of a JSON file (settings, notes or a report), in bytes. Parsed, it takes many times as much memory.
 pub const MAX_JSON: u64 = 64 << 20;
 
 /// Opens a regular file for reading.
 ///
 /// All files are opened by path here or by [`open_with`]. Opening or reading a pipe or a device in place of a file
-/// could block for ever.
+/// could block forever.
 ///
 /// # Errors
 /// An error of the operating system; anything but a regular file.
@@ -43,10 +42,10 @@ pub fn open(path: &Path) -> io::Result<File> {
 /// # Errors
 /// As [`open`].
 pub fn open_with(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
-    // Opening a device can already do something, such as rewind a tape.
+    // Merely opening a device can have side effects, such as rewinding a tape.
     match fs::metadata(path) {
         Ok(found) => check_regular(&found)?,
-        // The options decide if a file is created, also for a dangling link.
+        // The options determine whether a file is created, also for a dangling link.
         Err(e) if e.kind() == ErrorKind::NotFound => {}
         Err(e) => return Err(e),
     }
@@ -146,11 +145,11 @@ pub fn read_string(path: &Path, limit: u64) -> io::Result<String> {
     String::from_utf8(read(path, limit)?).map_err(|e| io::Error::new(ErrorKind::InvalidData, e))
 }
 
-/// Reads a pipeline file or a file of SQL. The path may be a descriptor of this process, such as `/dev/stdin` or the
+/// Reads a pipeline file or a SQL file. The path may be a descriptor of this process, such as `/dev/stdin` or the
 /// result of a shell's `<(…)`.
 ///
 /// # Errors
-/// The reason for which it cannot be read, as a sentence that names the file.
+/// The reason why the file cannot be read, as a sentence that names the file.
 pub fn read_text(path: &Path) -> Result<String, Explained> {
     let shown = path.display();
     let mut bytes = Vec::new();

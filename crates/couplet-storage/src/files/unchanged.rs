@@ -12,7 +12,7 @@ use super::atomic::folder_of;
 use crate::files;
 
 /// Maximum time to wait for another run that is replacing a file in the same folder, which takes a moment.
-const TO_REPLACE: Duration = Duration::from_secs(10);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The reason why a file or object was not replaced.
 pub const REPLACED: &str = "another run or program has replaced or removed it since this run began; what is there is kept. Run the same command again";
@@ -63,10 +63,8 @@ impl FileVersion {
 fn lock(folder: &File) -> io::Result<()> {
     let began = Instant::now();
     while let Err(TryLockError::WouldBlock) = folder.try_lock() {
-        if began.elapsed() > TO_REPLACE {
-            return Err(io::Error::other(
-                "another run is replacing a file of this folder, and does not come to its end",
-            ));
+        if began.elapsed() > LOCK_TIMEOUT {
+            return Err(io::Error::other("another run is replacing a file in this folder and does not finish"));
         }
         std::thread::sleep(Duration::from_millis(10));
     }

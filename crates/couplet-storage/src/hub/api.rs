@@ -14,20 +14,20 @@ use super::settings::Settings;
 use crate::objects::{ObjectsError, Trouble};
 use crate::place::{HubModel, Place};
 
-/// The longest time without a response or further bytes from a hub.
-pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+/// The timeout for a response, and for further bytes, from a hub.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The largest number of attempts for a request that the hub or the network fails.
+/// The maximum number of attempts for a request if the hub or the network fails.
 const ATTEMPTS: u32 = 3;
 
-/// The pause before a retry, times the number of failed attempts.
-pub(super) const PAUSE: Duration = Duration::from_millis(500);
+/// The delay before a retry, multiplied by the number of failed attempts.
+pub(super) const RETRY_DELAY: Duration = Duration::from_millis(500);
 
-/// The largest list of files that is read, in bytes.
+/// The maximum size of a file listing, in bytes.
 const MAX_LISTING: usize = 64 << 20;
 
-/// The longest wait that a hub may ask for with `Retry-After`. If it asks for more, the run fails.
-const LONGEST_WAIT: Duration = Duration::from_mins(2);
+/// The longest `Retry-After` that is honoured. If the hub requests a longer delay, the run fails.
+const MAX_RETRY_AFTER: Duration = Duration::from_mins(2);
 
 /// A client of a hub for one model.
 pub(super) struct Hub<'a> {
@@ -38,7 +38,7 @@ pub(super) struct Hub<'a> {
 }
 
 /// A response whose body has not been read yet.
-pub(super) struct Answer {
+pub(super) struct Response {
     pub(super) status: u16,
     pub(super) body: Body,
     /// The range of a partial response: its first byte, and the size of the file if known.
@@ -51,7 +51,7 @@ pub(super) struct Answer {
     is_redirected: bool,
 }
 
-/// A failed request, with the wait that the server asks for.
+/// A failed request, with the delay that the server requests.
 struct Failed {
     error: ObjectsError,
     wait: Option<Duration>,
@@ -155,43 +155,44 @@ impl<'a> Hub<'a> {
     /// Resolves the revision to a commit and lists its files.
     pub(super) async fn listing(&self) -> Result<Listing, ObjectsError> {
         let url = format!("{}/api/{}?blobs=true", self.settings.endpoint, repository(self.model).api_url());
-        let mut answer = self.ask(&url, 0).await?;
+        let mut response = self.get(&url, 0).await?;
         let mut text = Vec::new();
-        while let Some(bytes) = self.next(&mut answer.body).await? {
+        while let Some(bytes) = self.next(&mut response.body).await? {
             text.extend_from_slice(&bytes);
             if text.len() > MAX_LISTING {
-                return Err(self.unusable("its list of files does not end"));
+                return Err(self.unsupported("its list of files is too large"));
             }
         }
-        Listing::parse(&text).ok_or_else(|| self.unusable("its list of files is not what a hub answers"))
+        Listing::parse(&text).ok_or_else(|| self.unsupported("its list of files has an unknown format"))
     }
 
     /// Returns the content hash and size of a file that the listing does not give.
     pub(super) async fn content(&self, commit: &str, path: &str) -> Result<(String, u64), ObjectsError> {
         let url = self.url(commit, path);
         // Its body is not read.
-        let answer = self.ask(&url, 0).await?;
-        let (etag, size) = if answer.is_redirected {
-            // The hash is in the hub's redirect, which only `Api::metadata` reads. With a token, that would send the
-            // token on to the other host.
+        let response = self.get(&url, 0).await?;
+        let (etag, size) = if response.is_redirected {
+            // The hash is in the hub's redirect, which only `Api::metadata` reads. With a token, that call would
+            // forward the token to the other host.
             let anonymous = api(self.settings, self.model, None)?;
-            let asked = tokio::time::timeout(PATIENCE, anonymous.metadata(&url)).await.map_err(|_| self.slow())?;
-            let found = asked.map_err(|_| {
-                self.unusable("it names the content of files neither in its list nor to those who ask without a token")
+            let requested =
+                tokio::time::timeout(TIMEOUT, anonymous.metadata(&url)).await.map_err(|_| self.timed_out())?;
+            let found = requested.map_err(|_| {
+                self.unsupported("it gives the hash of a file neither in its list nor to requests without a token")
             })?;
             (Some(found.etag().to_owned()), Some(found.size() as u64))
         } else {
-            (answer.etag, answer.length)
+            (response.etag, response.length)
         };
         match (etag.filter(|etag| is_hash(etag)), size) {
             (Some(etag), Some(size)) => Ok((etag, size)),
-            _ => Err(self.unusable("it does not name the content of files, or not its size")),
+            _ => Err(self.unsupported("it does not give the hash or the size of a file")),
         }
     }
 
     /// Requests a file of a commit, starting at a byte.
-    pub(super) async fn open(&self, commit: &str, path: &str, start: u64) -> Result<Answer, ObjectsError> {
-        self.ask(&self.url(commit, path), start).await
+    pub(super) async fn open(&self, commit: &str, path: &str, start: u64) -> Result<Response, ObjectsError> {
+        self.get(&self.url(commit, path), start).await
     }
 
     fn url(&self, commit: &str, path: &str) -> String {
@@ -203,70 +204,70 @@ impl<'a> Hub<'a> {
         self.api.repo(repo).url(&path)
     }
 
-    /// Sends a request, with retries if the hub or the network fails. A refusal of the hub is an error.
-    async fn ask(&self, url: &str, start: u64) -> Result<Answer, ObjectsError> {
+    /// Sends a request, with retries if the hub or the network fails. Returns an error if the hub refuses it.
+    async fn get(&self, url: &str, start: u64) -> Result<Response, ObjectsError> {
         let mut attempt = 1;
         loop {
-            let Failed { error, wait } = match self.ask_once(url, start).await {
-                Ok(answer) => return Ok(answer),
+            let Failed { error, wait } = match self.try_get(url, start).await {
+                Ok(response) => return Ok(response),
                 Err(failed) => failed,
             };
             let wait = wait.unwrap_or_default();
-            if error.trouble != Trouble::Unreachable || attempt == ATTEMPTS || wait > LONGEST_WAIT {
+            if error.trouble != Trouble::Unreachable || attempt == ATTEMPTS || wait > MAX_RETRY_AFTER {
                 return Err(error);
             }
-            if wait > PATIENCE {
+            if wait > TIMEOUT {
                 tracing::info!("{} asks to retry after {} s", self.settings.shown_endpoint(), wait.as_secs());
             }
-            tokio::time::sleep(wait.max(PAUSE * attempt)).await;
+            tokio::time::sleep(wait.max(RETRY_DELAY * attempt)).await;
             attempt += 1;
         }
     }
 
-    async fn ask_once(&self, url: &str, start: u64) -> Result<Answer, Failed> {
+    async fn try_get(&self, url: &str, start: u64) -> Result<Response, Failed> {
         // The bytes of a range are those of the file only if the body is not compressed.
         let mut request = self.api.client().get(url).header("accept-encoding", "identity");
         if start > 0 {
             request = request.header("range", format!("bytes={start}-"));
         }
         // The client removes the token when a request is redirected to another host.
-        let sent = tokio::time::timeout(PATIENCE, request.send()).await.map_err(|_| self.slow())?;
-        let answer = sent.map_err(|e| problem::of_network(self, &e.into()))?;
-        let status = answer.status().as_u16();
-        let header = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let sent = tokio::time::timeout(TIMEOUT, request.send()).await.map_err(|_| self.timed_out())?;
+        let response = sent.map_err(|e| problem::from_network_error(self, &e.into()))?;
+        let status = response.status().as_u16();
+        let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
         if !matches!(status, 200 | 206 | 416) {
             let (code, message) = (header("x-error-code"), header("x-error-message"));
-            let wait = header("retry-after").and_then(|text| wait_of(&text, Utc::now()));
-            let error = problem::of_answer(self, status, code.as_deref(), message.as_deref(), wait);
+            let wait = header("retry-after").and_then(|text| parse_retry_after(&text, Utc::now()));
+            let error = problem::from_response(self, status, code.as_deref(), message.as_deref(), wait);
             return Err(Failed { error, wait });
         }
-        let asked = Url::parse(url).map(|url| url.origin());
-        let is_redirected = asked.is_ok_and(|asked| asked != answer.url().origin());
+        let requested = Url::parse(url).map(|url| url.origin());
+        let is_redirected = requested.is_ok_and(|requested| requested != response.url().origin());
         let etag = header("x-linked-etag").or_else(|| header("etag")).map(|etag| etag.replace('"', ""));
-        let part = header("content-range").and_then(|range| part_of(&range)).filter(|_| status == 206);
-        let length = answer.content_length();
-        let body = futures::stream::unfold(Some(answer), |answer| async {
-            let mut answer = answer?;
-            match answer.chunk().await {
-                Ok(chunk) => chunk.map(|bytes| (Ok(bytes), Some(answer))),
+        let part = header("content-range").and_then(|range| parse_content_range(&range)).filter(|_| status == 206);
+        let length = response.content_length();
+        let body = futures::stream::unfold(Some(response), |response| async {
+            let mut response = response?;
+            match response.chunk().await {
+                Ok(chunk) => chunk.map(|bytes| (Ok(bytes), Some(response))),
                 Err(e) => Some((Err(e.into()), None)),
             }
         });
-        Ok(Answer { status, body: Box::pin(body), part, etag, length, is_redirected })
+        Ok(Response { status, body: Box::pin(body), part, etag, length, is_redirected })
     }
 
-    /// Returns the next bytes of a body; none at its end.
+    /// Returns the next bytes of a body, or `None` at its end.
     pub(super) async fn next(&self, body: &mut Body) -> Result<Option<bytes::Bytes>, ObjectsError> {
-        let next = tokio::time::timeout(PATIENCE, futures::StreamExt::next(body)).await.map_err(|_| self.slow())?;
-        next.transpose().map_err(|e| problem::of_network(self, &e))
+        let next = tokio::time::timeout(TIMEOUT, futures::StreamExt::next(body)).await.map_err(|_| self.timed_out())?;
+        next.transpose().map_err(|e| problem::from_network_error(self, &e))
     }
 
-    fn slow(&self) -> ObjectsError {
-        let problem = format!("{} did not answer for {} s", self.settings.shown_endpoint(), PATIENCE.as_secs());
+    fn timed_out(&self) -> ObjectsError {
+        let problem = format!("{} did not answer for {} s", self.settings.shown_endpoint(), TIMEOUT.as_secs());
         self.error(Trouble::Unreachable, problem)
     }
 
-    pub(super) fn unusable(&self, what: &str) -> ObjectsError {
+    pub(super) fn unsupported(&self, what: &str) -> ObjectsError {
         let endpoint = self.settings.shown_endpoint();
         self.error(Trouble::Other, format!("{endpoint} is not a hub that couplet supports: {what}; check HF_ENDPOINT"))
     }
@@ -277,13 +278,13 @@ impl<'a> Hub<'a> {
 }
 
 /// Parses the first byte and the size of a range such as `bytes 100-199/200`. A server may not know the size.
-fn part_of(range: &str) -> Option<(u64, Option<u64>)> {
+fn parse_content_range(range: &str) -> Option<(u64, Option<u64>)> {
     let (bytes, size) = range.strip_prefix("bytes ")?.split_once('/')?;
     Some((bytes.split_once('-')?.0.parse().ok()?, size.parse().ok()))
 }
 
 /// Parses the header `Retry-After`: a number of seconds or a date.
-fn wait_of(text: &str, now: DateTime<Utc>) -> Option<Duration> {
+fn parse_retry_after(text: &str, now: DateTime<Utc>) -> Option<Duration> {
     match text.trim().parse() {
         Ok(seconds) => Some(Duration::from_secs(seconds)),
         Err(_) => (DateTime::parse_from_rfc2822(text.trim()).ok()?.to_utc() - now).to_std().ok(),
@@ -296,14 +297,14 @@ mod tests {
 
     #[test]
     fn headers_are_read_as_servers_write_them() {
-        assert_eq!(part_of("bytes 100-199/200"), Some((100, Some(200))));
-        assert_eq!(part_of("bytes 0-0/*"), Some((0, None)));
-        assert_eq!(part_of("bytes */200"), None);
+        assert_eq!(parse_content_range("bytes 100-199/200"), Some((100, Some(200))));
+        assert_eq!(parse_content_range("bytes 0-0/*"), Some((0, None)));
+        assert_eq!(parse_content_range("bytes */200"), None);
         let now = DateTime::parse_from_rfc3339("2026-11-27T13:00:00Z").unwrap().to_utc();
-        assert_eq!(wait_of("7", now), Some(Duration::from_secs(7)));
-        assert_eq!(wait_of("Fri, 27 Nov 2026 13:01:30 GMT", now), Some(Duration::from_secs(90)));
-        assert_eq!(wait_of("Fri, 27 Nov 2026 12:00:00 GMT", now), None);
-        assert_eq!(wait_of("soon", now), None);
+        assert_eq!(parse_retry_after("7", now), Some(Duration::from_secs(7)));
+        assert_eq!(parse_retry_after("Fri, 27 Nov 2026 13:01:30 GMT", now), Some(Duration::from_secs(90)));
+        assert_eq!(parse_retry_after("Fri, 27 Nov 2026 12:00:00 GMT", now), None);
+        assert_eq!(parse_retry_after("soon", now), None);
     }
 
     #[test]

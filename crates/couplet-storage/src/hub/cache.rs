@@ -15,14 +15,14 @@ use crate::files::{self, MAX_JSON, MAX_TEXT, TEMPORARY};
 use crate::hub::{ModelFolder, Needed};
 use crate::place::HubModel;
 
-/// The reason for which a cached model may be incomplete.
+/// The reason why a cached model may be incomplete.
 pub(super) enum Gap {
     /// A required file is missing.
-    Lacks(String),
-    /// These files may be missing, as a download ended early.
-    Unfinished(Vec<String>),
-    /// These files may be missing, as no program has asked the hub for them.
-    Unasked(Vec<String>),
+    Missing(String),
+    /// These files may be missing, because a download ended early.
+    Incomplete(Vec<String>),
+    /// These files may be missing, because no program has requested them from the hub.
+    NotRequested(Vec<String>),
 }
 
 /// One commit of a repository in the cache.
@@ -92,7 +92,7 @@ impl Snapshot {
         self.locks.join(format!("{etag}.lock"))
     }
 
-    /// Returns the reason for which the cached files may be incomplete; none if the model can be loaded from them.
+    /// Returns the reason why the cached files may be incomplete, or `None` if the model can be loaded from them.
     ///
     /// Files that a commit does not have are recorded beside its snapshot, so a file that is neither present nor
     /// recorded was not fetched. couplet records or fetches the calibration before all other files. If it is neither
@@ -104,21 +104,21 @@ impl Snapshot {
         let names: Vec<String> = files.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let needed = Needed::among(&names);
-        if let Some(lacking) = needed.lacks() {
-            return Some(Gap::Lacks(lacking.to_owned()));
+        if let Some(missing) = needed.first_missing() {
+            return Some(Gap::Missing(missing.to_owned()));
         }
         if let Some(index) = needed.index {
             let shards = Needed::shards(&files::read(&folder.join(index), MAX_JSON).unwrap_or_default());
             if let Some(shard) = shards.into_iter().find(|shard| !names.contains(&shard.as_str())) {
-                return Some(Gap::Lacks(shard));
+                return Some(Gap::Missing(shard));
             }
         }
         let unknown: Vec<String> =
             needed.alternatives().filter(|name| !self.is_absent(name)).map(str::to_owned).collect();
         match unknown.iter().any(|name| name == CALIBRATION_FILE) {
             _ if unknown.is_empty() => None,
-            true => Some(Gap::Unasked(unknown)),
-            false => Some(Gap::Unfinished(unknown)),
+            true => Some(Gap::NotRequested(unknown)),
+            false => Some(Gap::Incomplete(unknown)),
         }
     }
 
@@ -133,7 +133,7 @@ impl Snapshot {
     }
 
     /// Records that the commit has no such file in the model's folder, as `huggingface_hub` does.
-    pub(super) fn note_absent(&self, name: &str) -> io::Result<()> {
+    pub(super) fn record_absent(&self, name: &str) -> io::Result<()> {
         let path = self.absent(name);
         if path.is_file() {
             return Ok(());
@@ -157,9 +157,9 @@ impl Snapshot {
         // From `snapshots/COMMIT/…` up to the repository's folder.
         let up = "../".repeat(2 + path.matches('/').count());
         let temporary = tempfile::Builder::new().prefix(".couplet-").suffix(TEMPORARY).tempdir_in(&self.root)?;
-        let made = temporary.path().join("link");
-        link_to(&Path::new(&up).join("blobs").join(etag), &self.blob(etag), &made)?;
-        fs::rename(&made, &link)
+        let staged = temporary.path().join("link");
+        link_to(&Path::new(&up).join("blobs").join(etag), &self.blob(etag), &staged)?;
+        fs::rename(&staged, &link)
     }
 
     /// Atomically records that a branch or tag is this commit.

@@ -10,19 +10,19 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-use super::api::{Hub, PAUSE, RemoteFile};
+use super::api::{Hub, RETRY_DELAY, RemoteFile};
 use super::cache::Snapshot;
 use super::folder::lock;
 use crate::files;
 use crate::objects::{ObjectsError, Trouble};
 
-/// The largest number of consecutive connections that bring no new bytes.
+/// The maximum number of consecutive connections that bring no new bytes.
 const ATTEMPTS: u32 = 5;
 
 /// The interval between two log lines about a download if there is no terminal.
 const LOG_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Fetches those of the files that the snapshot lacks.
+/// Fetches the files that the snapshot lacks.
 pub(super) async fn all(hub: &Hub<'_>, snapshot: &Snapshot, files: &[RemoteFile]) -> Result<(), ObjectsError> {
     let missing: Vec<&RemoteFile> = files.iter().filter(|file| !snapshot.has(&file.path, file.size)).collect();
     let mut contents = Vec::new();
@@ -59,7 +59,7 @@ fn disk(hub: &Hub<'_>, path: &str, error: &io::Error) -> ObjectsError {
     let cache = hub.settings().cache.path().display();
     let how_to_fix = match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            "; HF_HOME or HF_HUB_CACHE name another place for the cache, and what has come is kept"
+            "; free some space, or set HF_HOME or HF_HUB_CACHE to another place; downloaded bytes are kept"
         }
         _ => "",
     };
@@ -134,10 +134,10 @@ impl Content {
         let (mut failures, mut furthest) = (0, file.length);
         while file.length < self.size {
             let before = file.length;
-            let mut answer = hub.open(snapshot.commit(), &self.path, before).await?;
-            let is_all = answer.status == 200;
+            let mut response = hub.open(snapshot.commit(), &self.path, before).await?;
+            let is_all = response.status == 200;
             let is_rest =
-                answer.part.is_some_and(|(start, size)| start == before && size.is_none_or(|n| n == self.size));
+                response.part.is_some_and(|(start, size)| start == before && size.is_none_or(|n| n == self.size));
             if !is_all && !is_rest {
                 // The response is not the requested range.
                 file.restart().map_err(disk)?;
@@ -146,11 +146,11 @@ impl Content {
                     let problem = format!(
                         "the server sends other ranges of {} than requested (status {}); run again, and if that fails \
                          too, check HF_ENDPOINT",
-                        self.path, answer.status
+                        self.path, response.status
                     );
                     return Err(hub.error(Trouble::Unreachable, problem));
                 }
-                tokio::time::sleep(PAUSE * failures).await;
+                tokio::time::sleep(RETRY_DELAY * failures).await;
                 continue;
             }
             if is_all && before > 0 {
@@ -158,7 +158,7 @@ impl Content {
                 file.restart().map_err(disk)?;
             }
             let broke = loop {
-                match hub.next(&mut answer.body).await {
+                match hub.next(&mut response.body).await {
                     Ok(Some(bytes)) if file.length + bytes.len() as u64 > self.size => {
                         file.restart().map_err(disk)?;
                         let problem = format!("{} has more than the {} bytes in the hub's list", self.path, self.size);
@@ -181,7 +181,7 @@ impl Content {
                 let ended = || hub.error(Trouble::Unreachable, format!("{} ends too soon; run again", self.path));
                 return Err(broke.unwrap_or_else(ended));
             }
-            tokio::time::sleep(PAUSE * failures).await;
+            tokio::time::sleep(RETRY_DELAY * failures).await;
         }
         Ok(())
     }
@@ -202,7 +202,7 @@ impl Unfinished {
     fn open(path: PathBuf, etag: &str, size: u64) -> io::Result<Self> {
         let file = files::open_with(File::options().read(true).write(true).create(true).truncate(false), &path)?;
         let mut unfinished = Self { path, file, length: 0, size, etag: etag.to_owned(), hash: Hash::new(etag, size) };
-        // A file that is too long is another content, and one without a known hash cannot be verified.
+        // A file that is too long has other content, and one without a known hash cannot be verified.
         if unfinished.file.metadata()?.len() > size || matches!(unfinished.hash, Hash::Unknown) {
             unfinished.restart()?;
             return Ok(unfinished);
@@ -251,7 +251,7 @@ impl Unfinished {
     }
 }
 
-/// The hash of a content: SHA-256 for large files, git's SHA-1 for others, unknown on some mirrors.
+/// A content hash: SHA-256 for large files, git's SHA-1 for others, unknown on some mirrors.
 enum Hash {
     Sha256(Box<Sha256>),
     Git(Box<Sha1>),

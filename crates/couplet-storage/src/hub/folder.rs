@@ -58,7 +58,7 @@ pub async fn model_folder(place: &Place) -> Result<ModelFolder, ObjectsError> {
 ///
 /// # Errors
 /// A server that refuses or fails, a file that cannot be read.
-pub async fn beside_model(
+pub async fn read_model_file(
     place: &Place,
     folder: &ModelFolder,
     name: &str,
@@ -66,7 +66,7 @@ pub async fn beside_model(
 ) -> Result<Option<Vec<u8>>, ObjectsError> {
     let path = match place {
         Place::Local(_) => folder.path.join(name),
-        Place::Hub(model) => match hub::file_beside(model, folder, name, limit).await? {
+        Place::Hub(model) => match hub::model_file(model, folder, name, limit).await? {
             Some(path) => path,
             None => return Ok(None),
         },

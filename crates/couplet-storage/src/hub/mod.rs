@@ -6,8 +6,8 @@
 //! ```
 //!
 //! Files go to the cache of `huggingface_hub`, in its layout and under its locks, so both programs share downloads. A
-//! commit that is complete in the cache needs no network. With `HF_HUB_OFFLINE=1` nothing does. A branch or tag is
-//! resolved to a commit once per process. Only the files that a model is loaded from are fetched.
+//! commit that is complete in the cache needs no network. With `HF_HUB_OFFLINE=1` no request is sent at all. A branch
+//! or tag is resolved to a commit once per process. Only the files that a model is loaded from are fetched.
 //!
 //! The crate `hf-hub` provides names, URLs and credentials. Downloads are implemented here, because it does not verify
 //! contents, resumes whole chunks only, gives up on a lock after five seconds, and lacks some environment variables.
@@ -27,7 +27,7 @@ use crate::files::{self, MAX_JSON};
 use crate::objects::{ObjectsError, Trouble};
 use crate::place::{HubModel, Place};
 
-pub use folder::{ModelFolder, beside_model, model_cache, model_folder};
+pub use folder::{ModelFolder, model_cache, model_folder, read_model_file};
 pub use needed::CALIBRATION_FILE;
 pub use needed::{Needed, PICKLE, SAFETENSORS, SENTENCE_TRANSFORMERS, is_weights};
 
@@ -35,8 +35,8 @@ use api::{Hub, Listing, RemoteFile};
 use cache::{Gap, Snapshot};
 use settings::{OFFLINE, Settings};
 
-/// The largest number of files of a model: an untrusted index could name any number.
-const MOST_FILES: usize = 1000;
+/// The maximum number of files of a model: an untrusted index could name any number.
+const MAX_FILES: usize = 1000;
 
 /// Returns the folder of the hub's cache.
 ///
@@ -49,7 +49,7 @@ pub fn cache_folder(model: &HubModel) -> Result<PathBuf, ObjectsError> {
 /// Returns the local folder of a hub's model: a snapshot in the cache, after fetching its missing files.
 ///
 /// # Errors
-/// A repository, revision or file that is not there, a hub that refuses or cannot be reached, a disk that is full.
+/// A repository, revision or file that does not exist; a hub that refuses or cannot be reached; a full disk.
 pub async fn snapshot_folder(model: &HubModel) -> Result<ModelFolder, ObjectsError> {
     let settings = Settings::from_env(model)?;
     if model.is_pinned() {
@@ -73,12 +73,12 @@ pub async fn snapshot_folder(model: &HubModel) -> Result<ModelFolder, ObjectsErr
     Ok(snapshot.into_folder())
 }
 
-/// Returns the path of another file in the model's folder, fetched if needed; none if there is no such file or it is
-/// longer than `limit` bytes.
+/// Returns the path of another file in the model's folder, fetched if needed. Returns `None` if there is no such file
+/// or if it is longer than `limit` bytes.
 ///
 /// # Errors
 /// As [`snapshot_folder`].
-pub async fn file_beside(
+pub async fn model_file(
     model: &HubModel,
     folder: &ModelFolder,
     name: &str,
@@ -102,7 +102,7 @@ pub async fn file_beside(
         Err(error) => return Err(error),
     };
     let Some(file) = listing.in_folder(model.folder()).into_iter().find(|file| file.name() == name) else {
-        note_absent(&snapshot, name);
+        record_absent(&snapshot, name);
         return Ok(None);
     };
     if file.size.is_some_and(|size| size > limit) {
@@ -129,25 +129,25 @@ fn from_cache(
     let path = snapshot.folder().display().to_string();
     match snapshot.gap() {
         None => {}
-        Some(Gap::Lacks(file)) => {
+        Some(Gap::Missing(file)) => {
             return missing(format!("{path} in the cache has no {file}, and {OFFLINE} is set; {}", how_to_fix()));
         }
-        Some(Gap::Unfinished(files)) => {
+        Some(Gap::Incomplete(files)) => {
             return missing(format!(
                 "{path} in the cache is not complete: a download ended before {}, and {OFFLINE} is set; {}",
-                listed(&files),
+                join_names(&files),
                 how_to_fix()
             ));
         }
         // transformers does the same with a cached snapshot.
-        Some(Gap::Unasked(files)) => tracing::warn!(
-            "{path} in the cache was fetched by another program, which did not ask for {}: it is taken for a model \
-             without that; to be sure, run once with a hub that can be reached",
-            listed(&files)
+        Some(Gap::NotRequested(files)) => tracing::warn!(
+            "{path} in the cache was fetched by another program, which did not request {}: the model is used \
+             without that; to be sure, run once while the hub can be reached",
+            join_names(&files)
         ),
     }
     if let Some(error) = unreachable {
-        // A cached model is better than no run tonight.
+        // A run with the cached model is better than a failed run.
         tracing::warn!("{error}; using commit {} from the cache", snapshot.commit());
     }
     Ok(snapshot.into_folder())
@@ -176,16 +176,17 @@ fn how_to_fix() -> String {
 }
 
 /// Joins names as `a`, `a and b` or `a, b and c`.
-fn listed(names: &[String]) -> String {
+fn join_names(names: &[String]) -> String {
     match names {
         [all @ .., last] if !all.is_empty() => format!("{} and {last}", all.join(", ")),
         names => names.concat(),
     }
 }
 
-/// Records that a commit has no such file. If the cache is read-only, nothing is recorded and the hub is asked again.
-fn note_absent(snapshot: &Snapshot, name: &str) {
-    if let Err(e) = snapshot.note_absent(name) {
+/// Records that a commit has no such file. If the cache is read-only, nothing is recorded and a later run requests the
+/// file again.
+fn record_absent(snapshot: &Snapshot, name: &str) {
+    if let Err(e) = snapshot.record_absent(name) {
         tracing::debug!("cannot note in the cache that commit {} has no {name}: {e}", snapshot.commit());
     }
 }
@@ -197,7 +198,7 @@ async fn fetch_needed(hub: &Hub<'_>, snapshot: &Snapshot, listing: &Listing) -> 
     problem::check(hub.model(), listing, &names)?;
     // This comes before the files, so that `Snapshot::gap` recognizes a snapshot with a missing file as unfinished.
     for absent in Needed::candidates().filter(|name| !names.contains(name)) {
-        note_absent(snapshot, absent);
+        record_absent(snapshot, absent);
     }
     let mut needed = Needed::among(&names);
     if let Some(index) = needed.index {
@@ -209,8 +210,8 @@ async fn fetch_needed(hub: &Hub<'_>, snapshot: &Snapshot, listing: &Listing) -> 
     let mut needed: Vec<RemoteFile> =
         files.iter().filter(|file| needed.files.contains(&file.name())).cloned().collect();
     needed.sort_by_key(|file| file.name() != CALIBRATION_FILE);
-    if needed.len() > MOST_FILES {
-        let problem = format!("it has {} files, more than a model has ({MOST_FILES})", needed.len());
+    if needed.len() > MAX_FILES {
+        let problem = format!("it has {} files, and a model may have at most {MAX_FILES}", needed.len());
         return Err(ObjectsError::new(&Place::Hub(hub.model().clone()), Trouble::Missing, problem));
     }
     fetch::all(hub, snapshot, &needed).await

@@ -4,18 +4,18 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-/// Temperature and thresholds of a calibrated model.
+/// The file name of a calibrated model's temperature and thresholds.
 pub const CALIBRATION_FILE: &str = "calibration.json";
 
-/// Settings of sentence-transformers.
+/// The file name of sentence-transformers' settings.
 pub const SENTENCE_TRANSFORMERS: &str = "config_sentence_transformers.json";
 
-/// The name of weights in one safetensors file.
+/// The file name of weights in one safetensors file.
 pub const SAFETENSORS: &str = "model.safetensors";
-/// The name of weights in one file of PyTorch.
+/// The file name of weights in one PyTorch file.
 pub const PICKLE: &str = "pytorch_model.bin";
 
-/// Configuration, tokenizer and calibration.
+/// The file names of configuration, tokenizer and calibration.
 const SMALL: [&str; 8] = [
     "config.json",
     "tokenizer.json",
@@ -27,29 +27,29 @@ const SMALL: [&str; 8] = [
     CALIBRATION_FILE,
 ];
 
-/// The suffix of index files.
+/// The suffix of the file names of weight indexes.
 const INDEX: &str = ".index.json";
 
-/// Files of weights in the order of preference.
+/// The file names of weights, in order of preference.
 const WEIGHTS: [&str; 4] = ["model.safetensors.index.json", SAFETENSORS, "pytorch_model.bin.index.json", PICKLE];
 
-/// Returns true if a file holds weights, by its name.
+/// Returns true if a file holds weights, judging by its name.
 #[must_use]
 pub fn is_weights(name: &str) -> bool {
     !SMALL.contains(&name) && !name.ends_with(INDEX)
 }
 
-/// The files that a model is loaded from, of those that there are: besides the small ones either the weights, or the
-/// index that names the files with weights.
+/// The files that loading reads, out of those that exist: configuration and tokenizer, and either the weights or the
+/// index that lists the weight files.
 pub struct Needed<'n> {
     /// The names of the files.
     pub files: Vec<&'n str>,
-    /// The index of weights in several files, which names those files.
+    /// The index of weights that are split into several files.
     pub index: Option<&'n str>,
 }
 
 impl<'n> Needed<'n> {
-    /// Chooses as loading does: safetensors before PyTorch, an index before a single file.
+    /// Selects files with the same preferences as loading: safetensors before PyTorch, an index before a single file.
     #[must_use]
     pub fn among(names: &[&'n str]) -> Self {
         let find = |wanted: &str| names.iter().find(|name| **name == wanted).copied();
@@ -59,33 +59,33 @@ impl<'n> Needed<'n> {
         Self { files, index: weights.filter(|name| name.ends_with(INDEX)) }
     }
 
-    /// The names that are looked for in a folder.
+    /// Returns all file names that loading looks for.
     pub fn candidates() -> impl Iterator<Item = &'static str> {
         SMALL.into_iter().chain(WEIGHTS)
     }
 
-    /// The files that would be loaded besides these, or instead, if they were there.
+    /// Returns the files that loading would read in addition to these, or instead of them, if they existed.
     pub(crate) fn alternatives(&self) -> impl Iterator<Item = &'static str> {
         let is_chosen = |name: &&str| self.files.contains(name);
         let before = WEIGHTS.iter().position(&is_chosen).unwrap_or(WEIGHTS.len());
         SMALL.into_iter().filter(move |name| !is_chosen(name)).chain(WEIGHTS.into_iter().take(before))
     }
 
-    /// Adds those files that the text of the index names; what is wrong with it, loading says.
+    /// Adds the weight files that the index lists. Loading reports an invalid index.
     pub(crate) fn add_shards(&mut self, index: &[u8], names: &[&'n str]) {
         let shards = Self::shards(index);
         self.files.extend(names.iter().filter(|name| shards.contains(**name)));
     }
 
-    /// The files that the text of an index names.
+    /// Returns the weight files that an index lists.
     pub fn shards(index: &[u8]) -> BTreeSet<String> {
         let index: Value = serde_json::from_slice(index).unwrap_or_default();
         let map = index.get("weight_map").and_then(Value::as_object);
         map.into_iter().flatten().filter_map(|(_, file)| file.as_str().map(str::to_owned)).collect()
     }
 
-    /// What is missing to load a model, shards aside.
-    pub(crate) fn lacks(&self) -> Option<&'static str> {
+    /// Returns the first required file that is missing. Weight files of an index are not checked.
+    pub(crate) fn first_missing(&self) -> Option<&'static str> {
         let has = |name: &str| self.files.contains(&name);
         if !has("config.json") {
             Some("config.json")

@@ -23,7 +23,7 @@ const OTHER_WEIGHTS: [(&str, &str); 7] = [
     (".mlmodel", "Core ML"),
 ];
 
-/// Refuses a folder from which no model can be loaded.
+/// Checks that a model can be loaded from the folder.
 pub(super) fn check(model: &HubModel, listing: &Listing, names: &[&str]) -> Result<(), ObjectsError> {
     let missing = |problem: String| Err(ObjectsError::new(&Place::Hub(model.clone()), Trouble::Missing, problem));
     let commit = &listing.commit[..listing.commit.len().min(12)];
@@ -43,8 +43,8 @@ pub(super) fn check(model: &HubModel, listing: &Listing, names: &[&str]) -> Resu
             near.map_or_else(|| has_folder(&folders), |near| format!("; did you mean {}?", model.with_folder(near)));
         return missing(format!("the repository has no folder `{folder}` at commit {commit}{near}"));
     }
-    let lacks = Needed::among(names).lacks();
-    match lacks {
+    let missing_file = Needed::among(names).first_missing();
+    match missing_file {
         None => Ok(()),
         Some("config.json") if names.contains(&"adapter_config.json") => missing(
             "it is an adapter (PEFT), not a model: merge it into its base with `merge_and_unload()` and \
@@ -86,8 +86,8 @@ pub(super) fn check(model: &HubModel, listing: &Listing, names: &[&str]) -> Resu
     }
 }
 
-/// Explains a response that is not a file.
-pub(super) fn of_answer(
+/// Explains an error response.
+pub(super) fn from_response(
     hub: &Hub<'_>,
     status: u16,
     code: Option<&str>,
@@ -96,7 +96,7 @@ pub(super) fn of_answer(
 ) -> ObjectsError {
     let (model, settings) = (hub.model(), hub.settings());
     let (repository, endpoint) = (model.repository(), settings.shown_endpoint());
-    // The message may come from a mirror, so it is shortened.
+    // The message may come from a mirror, so its length is limited.
     let response: String = message.unwrap_or_default().chars().filter(|char| !char.is_control()).take(200).collect();
     let response =
         if response.is_empty() { format!("status {status}") } else { format!("status {status}: {response}") };
@@ -117,7 +117,7 @@ pub(super) fn of_answer(
             Trouble::Missing,
             format!("the repository has no branch, tag or commit `{}`; see {page}/tree/main", model.revision()),
         ),
-        (404, Some("EntryNotFound")) => (Trouble::Missing, "a file that the hub lists is not there; run again".into()),
+        (404, Some("EntryNotFound")) => (Trouble::Missing, "a file in the hub's list does not exist; run again".into()),
         // Without a token, the hub does not tell a private repository from one that does not exist.
         (401, Some("RepoNotFound") | None) if !has_token => (
             Trouble::Missing,
@@ -142,16 +142,16 @@ pub(super) fn of_answer(
             (Trouble::Refused, format!("{endpoint} refuses access ({response}); the token may not read {repository}"))
         }
         (429, _) => {
-            (Trouble::Unreachable, format!("{endpoint} has had too many requests ({response}); wait, or {token}"))
+            (Trouble::Unreachable, format!("{endpoint} received too many requests ({response}); wait, or {token}"))
         }
         (500.., _) => (Trouble::Unreachable, format!("{endpoint} failed, even after retries ({response})")),
-        _ => (Trouble::Other, format!("{endpoint} gave an answer that couplet does not understand ({response})")),
+        _ => (Trouble::Other, format!("{endpoint} sent a response that couplet does not understand ({response})")),
     };
     hub.error(trouble, problem)
 }
 
-/// Explains a request that got no response, or only a part of it.
-pub(super) fn of_network(hub: &Hub<'_>, error: &ApiError) -> ObjectsError {
+/// Explains a request that got no response, or only a part of one.
+pub(super) fn from_network_error(hub: &Hub<'_>, error: &ApiError) -> ObjectsError {
     let endpoint = hub.settings().shown_endpoint();
     let ApiError::RequestError(request) = error else {
         // `hf-hub` expects headers that only hubs send.
@@ -159,13 +159,13 @@ pub(super) fn of_network(hub: &Hub<'_>, error: &ApiError) -> ObjectsError {
         return hub.error(Trouble::Other, problem);
     };
     if let Some(status) = request.status() {
-        return of_answer(hub, status.as_u16(), None, None, None);
+        return from_response(hub, status.as_u16(), None, None, None);
     }
     let cause = causes(request).last().map(ToString::to_string).unwrap_or_default();
     let problem = if request.is_connect() {
         format!("{endpoint} cannot be reached ({cause}); check the network, or set {OFFLINE}=1 to use the cache alone")
     } else {
-        format!("the connection to {endpoint} broke ({cause}); run again to go on where it broke")
+        format!("the connection to {endpoint} broke ({cause}); run again to resume")
     };
     hub.error(Trouble::Unreachable, problem)
 }

@@ -16,7 +16,7 @@ use crate::place::{HubModel, Place};
 /// The commit of a revision when this process first resolved it.
 pub(super) struct Resolved {
     pub(super) commit: String,
-    /// The hub's listing of the commit; none if the hub was not asked or did not answer.
+    /// The hub's listing of the commit; `None` if no request was sent or the hub did not answer.
     pub(super) listing: Option<Listing>,
     /// The error if the hub did not answer.
     pub(super) unreachable: Option<ObjectsError>,
@@ -37,10 +37,10 @@ pub(super) async fn resolve(settings: &Settings, model: &HubModel) -> Result<Arc
         model.revision().to_owned(),
     );
     let cell = Arc::clone(KNOWN.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default());
-    cell.get_or_try_init(|| async { ask(settings, model).await.map(Arc::new) }).await.cloned()
+    cell.get_or_try_init(|| async { resolve_uncached(settings, model).await.map(Arc::new) }).await.cloned()
 }
 
-async fn ask(settings: &Settings, model: &HubModel) -> Result<Resolved, ObjectsError> {
+async fn resolve_uncached(settings: &Settings, model: &HubModel) -> Result<Resolved, ObjectsError> {
     let cached = || {
         let pinned = Some(model.revision().to_owned()).filter(|_| model.is_pinned());
         pinned.or_else(|| Snapshot::commit_of(settings, model))
@@ -56,7 +56,7 @@ async fn ask(settings: &Settings, model: &HubModel) -> Result<Resolved, ObjectsE
     match hub.listing().await {
         // A pinned commit must be that very commit.
         Ok(listing) if model.is_pinned() && listing.commit != model.revision() => {
-            Err(hub.unusable(&format!("asked for a commit, it answers with another, {}", listing.commit)))
+            Err(hub.unsupported(&format!("it returned another commit than the requested one, {}", listing.commit)))
         }
         Ok(listing) => Ok(Resolved { commit: listing.commit.clone(), listing: Some(listing), unreachable: None }),
         Err(error) if error.trouble == Trouble::Unreachable => match cached() {

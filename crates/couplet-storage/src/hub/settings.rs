@@ -92,15 +92,13 @@ fn path(name: &str) -> Option<PathBuf> {
 fn expanded(text: &str, value: impl Fn(&str) -> Option<String>) -> String {
     let mut out = String::new();
     let mut rest = text;
-    while let Some((before, behind)) = rest.split_once('$') {
+    while let Some((before, tail)) = rest.split_once('$') {
         out.push_str(before);
-        let (name, after) = match behind.strip_prefix('{').and_then(|inner| inner.split_once('}')) {
+        let (name, after) = match tail.strip_prefix('{').and_then(|inner| inner.split_once('}')) {
             Some(found) => found,
-            None => {
-                behind.split_at(behind.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).unwrap_or(behind.len()))
-            }
+            None => tail.split_at(tail.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).unwrap_or(tail.len())),
         };
-        let written = &behind[..behind.len() - after.len()];
+        let written = &tail[..tail.len() - after.len()];
         match value(name) {
             Some(value) => out.push_str(&value),
             None => out.extend(["$", written]),

@@ -11,13 +11,13 @@ use object_store::{Error as StoreError, ObjectStore, PutMode, PutPayload, PutRes
 
 use crate::objects::status_of;
 
-/// The largest number of attempts per write.
+/// The maximum number of attempts per write.
 const ATTEMPTS: u32 = 3;
 
 /// Writes an object under a condition. A refusal can mean that an earlier attempt of this same write succeeded.
 ///
 /// # Errors
-/// A failed write, and a state of the object that `mode` excludes.
+/// A failed write; an object whose state does not meet the condition in `mode`.
 pub async fn put_if(
     store: &dyn ObjectStore,
     path: &Path,

@@ -17,10 +17,10 @@ pub enum LockError {
         place: String,
         /// The holder; none if it cannot be read.
         holder: Option<Box<Holder>>,
-        /// The time that this run has waited; none if it was not asked to wait.
+        /// The time that this run has waited; `None` if it was not told to wait.
         waited: Option<Duration>,
     },
-    /// The lock was lost: nothing may be written any more.
+    /// The lock was lost: nothing may be written after that.
     #[error(
         "the lock on {place} is lost: {why}. What was committed before is kept; run the same command again to go on"
     )]
@@ -50,7 +50,7 @@ pub enum LockError {
 }
 
 impl LockError {
-    /// Returns true if the user must fix something first, such as a missing permission. A busy server is no such case.
+    /// Returns true if the user must fix something first, such as a missing permission. A busy server does not count.
     #[must_use]
     pub fn is_mistake(&self) -> bool {
         matches!(self, Self::Store { problem, .. } if problem.trouble.is_mistake())

@@ -32,7 +32,8 @@ impl FileLock {
             let file = files::open_with(File::options().create(true).read(true).write(true).truncate(false), &path);
             let file = file.map_err(|e| failed(&e))?;
             match file.try_lock() {
-                // Somebody has removed the file meanwhile, so another process can lock a new one of that name.
+                // Another process has removed the file in the meantime, so a third one can lock a new file of that
+                // name.
                 Ok(()) if !is_at(&file, &path) => {}
                 Ok(()) => break file,
                 Err(TryLockError::WouldBlock) => {
@@ -51,7 +52,8 @@ impl FileLock {
                     return Err(LockError::Unsafe {
                         place: folder.display().to_string(),
                         problem: format!(
-                            "its file system cannot lock files ({e}), so that two runs at a time would not notice each other; use a folder on another disk, or an object store"
+                            "its file system cannot lock files ({e}), so two concurrent runs would not notice \
+                             each other; use a folder on another disk, or an object store"
                         ),
                     });
                 }

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::process::Process;
 
-/// The longest lease that is honoured: a lock that names a longer one is treated as having this one.
+/// The longest lease that is honoured. A lock that names a longer one is treated as having this one.
 const LONGEST_LEASE: Duration = Duration::from_hours(1);
 
 /// A run that holds the lock, or held it.

@@ -29,7 +29,7 @@ struct Inner {
     written: Mutex<(Content, UpdateVersion)>,
     /// The time at which the last successful write was sent.
     renewed: StdMutex<Instant>,
-    /// The reason for which the lock is lost; none while it is held.
+    /// The reason why the lock is lost; none while it is held.
     lost: watch::Sender<Option<String>>,
 }
 
@@ -100,8 +100,8 @@ impl Lease {
     }
 }
 
-/// The reason for which a write did not succeed.
-enum Refused {
+/// The reason why a write did not succeed.
+enum WriteError {
     /// Another run has the lock.
     Lost(String),
     /// The outcome of the write is unknown.
@@ -115,11 +115,11 @@ impl Inner {
         loop {
             match self.write(&change).await {
                 Ok(()) => return Ok(()),
-                Err(Refused::Unclear(_)) if attempts < 3 && self.age() <= self.lease => attempts += 1,
-                Err(Refused::Unclear(problem)) => {
+                Err(WriteError::Unclear(_)) if attempts < 3 && self.age() <= self.lease => attempts += 1,
+                Err(WriteError::Unclear(problem)) => {
                     return Err(LockError::Store { place: self.object.place.clone(), problem });
                 }
-                Err(Refused::Lost(why)) => return Err(self.lost_error(why)),
+                Err(WriteError::Lost(why)) => return Err(self.lost_error(why)),
             }
             tokio::time::sleep(self.lease / 20).await;
         }
@@ -127,10 +127,10 @@ impl Inner {
 
     /// Changes the content of the lock, if it is still held. The written text differs each time, even if `change` does
     /// nothing.
-    async fn write(&self, change: impl Fn(&mut Content)) -> Result<(), Refused> {
+    async fn write(&self, change: impl Fn(&mut Content)) -> Result<(), WriteError> {
         let mut written = self.written.lock().await;
         if let Some(why) = self.lost.borrow().clone() {
-            return Err(Refused::Lost(why));
+            return Err(WriteError::Lost(why));
         }
         // A write of our own whose response was lost has changed the version: read the new one and try again.
         for _ in 0..3 {
@@ -139,34 +139,36 @@ impl Inner {
             change(&mut content);
             let sent = Instant::now();
             // The client would retry for minutes, during which the state of the lock would be unknown.
-            let patience = (self.lease / 3).max(Duration::from_millis(50));
-            match timeout(patience, self.object.replace(&content, written.1.clone())).await {
+            let limit = (self.lease / 3).max(Duration::from_millis(50));
+            match timeout(limit, self.object.replace(&content, written.1.clone())).await {
                 Ok(Ok(version)) => {
                     *written = (content, version);
                     *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = sent;
                     return Ok(());
                 }
-                Ok(Err(e)) if is_refusal(&e) => match timeout(patience, self.object.read()).await {
+                Ok(Err(e)) if is_refusal(&e) => match timeout(limit, self.object.read()).await {
                     Ok(Ok(Some((Some(found), version)))) if found.holder == content.holder => {
                         written.1 = version;
                         written.0.renewals = found.renewals.max(content.renewals);
                     }
-                    Ok(Ok(found)) => return Err(Refused::Lost(self.lose(&taken(found.and_then(|(found, _)| found))))),
-                    Ok(Err(e)) => return Err(Refused::Unclear(self.object.explain.explain(&e))),
-                    Err(_) => return Err(Refused::Unclear(no_answer(patience).into())),
+                    Ok(Ok(found)) => {
+                        return Err(WriteError::Lost(self.lose(&taken_by(found.and_then(|(found, _)| found)))));
+                    }
+                    Ok(Err(e)) => return Err(WriteError::Unclear(self.object.explain.explain(&e))),
+                    Err(_) => return Err(WriteError::Unclear(no_response(limit).into())),
                 },
                 Ok(Err(e)) => {
                     // This write may have taken place, so the next one must have a different text.
                     written.0.renewals = content.renewals;
-                    return Err(Refused::Unclear(self.object.explain.explain(&e)));
+                    return Err(WriteError::Unclear(self.object.explain.explain(&e)));
                 }
                 Err(_) => {
                     written.0.renewals = content.renewals;
-                    return Err(Refused::Unclear(no_answer(patience).into()));
+                    return Err(WriteError::Unclear(no_response(limit).into()));
                 }
             }
         }
-        Err(Refused::Unclear("it changes faster than it can be written".into()))
+        Err(WriteError::Unclear("it changes faster than it can be written".into()))
     }
 
     fn lose(&self, why: &str) -> String {
@@ -196,15 +198,15 @@ fn is_refusal(error: &StoreError) -> bool {
     matches!(error, StoreError::Precondition { .. } | StoreError::AlreadyExists { .. } | StoreError::NotFound { .. })
 }
 
-fn taken(by: Option<Content>) -> String {
+fn taken_by(by: Option<Content>) -> String {
     match by {
         Some(content) => format!("another run took it: {}", content.holder),
         None => "somebody removed or overwrote it".into(),
     }
 }
 
-fn no_answer(patience: Duration) -> String {
-    format!("no answer within {:.1} s", patience.as_secs_f64())
+fn no_response(limit: Duration) -> String {
+    format!("no answer within {:.1} s", limit.as_secs_f64())
 }
 
 /// Renews a lock until it is stopped or lost.
@@ -224,8 +226,8 @@ async fn renew_until_stopped(inner: Arc<Inner>, mut stop: oneshot::Receiver<()>)
         }
         pause = match inner.write(|_| ()).await {
             Ok(()) => inner.lease / 3,
-            Err(Refused::Lost(_)) => return,
-            Err(Refused::Unclear(problem)) => {
+            Err(WriteError::Lost(_)) => return,
+            Err(WriteError::Unclear(problem)) => {
                 let age = inner.age();
                 if age > inner.lease {
                     inner.lose(&format!("{} ({problem})", inner.too_old(age)));

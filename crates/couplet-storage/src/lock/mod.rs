@@ -56,14 +56,14 @@ pub const LOCK: &str = "lock.json";
 /// The default lease: how long a lock on an object store stays valid after its last renewal.
 pub const DEFAULT_LEASE: Duration = Duration::from_mins(1);
 
-/// Who wants a lock, and how much.
+/// A request for a lock.
 #[derive(Debug, Clone)]
 pub struct Claim {
     /// The id of the run.
     pub run_id: String,
     /// The name of its pipeline.
     pub pipeline: String,
-    /// The longest time to wait for a run that is alive. With none, the claim fails once that run is known to be alive.
+    /// The maximum time to wait for a live run. If `None`, the claim fails as soon as the holder is known to be alive.
     pub wait: Option<Duration>,
     /// The lease: how long the lock on an object store stays valid after its last renewal.
     pub lease: Duration,
@@ -82,8 +82,8 @@ enum Kind {
 
 /// Takes the lock of a store, waiting for at most the time in the claim.
 ///
-/// A holder on an object store that does not renew is watched for 1.25 times its lease, whatever the claim says: only
-/// then is it known to be dead. A holder whose process is known to have ended is replaced at once.
+/// A holder on an object store that does not renew is watched for 1.25 times its lease, even if the claim allows less
+/// time: only then is it known to be dead. A holder whose process is known to have ended is replaced at once.
 ///
 /// # Errors
 /// [`LockError::Busy`] if another run is alive, the others if the store cannot be used.
@@ -100,7 +100,7 @@ pub async fn acquire(place: &Place, claim: &Claim) -> Result<Held, LockError> {
 
 /// A run that a lock names as its holder.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Seen {
+pub struct HolderStatus {
     /// The run.
     pub holder: Holder,
     /// True if its process is alive; none if this machine cannot tell.
@@ -111,7 +111,7 @@ pub struct Seen {
 ///
 /// # Errors
 /// A store that cannot be read.
-pub async fn look(place: &Place) -> Result<Option<Seen>, LockError> {
+pub async fn current_holder(place: &Place) -> Result<Option<HolderStatus>, LockError> {
     let failed = |problem: Explained| LockError::Store { place: place.to_string(), problem };
     let json = match place {
         Place::Folder(path) => match files::read(&path.join(LOCK), MAX_JSON) {
@@ -135,7 +135,7 @@ pub async fn look(place: &Place) -> Result<Option<Seen>, LockError> {
         }
     };
     let held = Content::from_json(&json).filter(|content| content.state == State::Held);
-    let seen = held.map(|Content { holder, .. }| Seen { is_alive: holder.process.is_alive(), holder });
+    let seen = held.map(|Content { holder, .. }| HolderStatus { is_alive: holder.process.is_alive(), holder });
     Ok(seen.filter(|seen| seen.is_alive != Some(false)))
 }
 

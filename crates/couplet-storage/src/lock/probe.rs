@@ -65,7 +65,7 @@ async fn try_conditions(
     };
     let refused = |what: &str, e: &StoreError| {
         not_safe(format!(
-            "it does not support writing only {what} ({}); use a server that does, or a local folder",
+            "it does not support conditional writes with {what} ({}); use a server that does, or a local folder",
             explain.explain(e)
         ))
     };
@@ -78,18 +78,19 @@ async fn try_conditions(
         ) => {
             return Err(cannot_write(&e));
         }
-        Err(e) if is_not_implemented(&e) => return Err(refused("where nothing is (If-None-Match)", &e)),
+        Err(e) if is_not_implemented(&e) => return Err(refused("If-None-Match", &e)),
         Err(e) => return Err(LockError::Store { place: name.to_owned(), problem: explain.explain(&e) }),
     }
     match put_if(store, path, payload(), PutMode::Create).await {
         Err(StoreError::AlreadyExists { .. }) => {}
         Ok(_) => {
             return Err(not_safe(
-                "it ignores If-None-Match, so that two writers overwrite each other without noticing; use a server that keeps it, or a local folder"
+                "it ignores If-None-Match, so that two writers overwrite each other without noticing; use a \
+                 server that supports it, or a local folder"
                     .into(),
             ));
         }
-        Err(e) => return Err(refused("where nothing is (If-None-Match)", &e)),
+        Err(e) => return Err(refused("If-None-Match", &e)),
     }
     // A version that the object never had: a hash on most servers, a number on Google's.
     let wrong = UpdateVersion { e_tag: Some("\"00000000000000000000000000000000\"".into()), version: Some("1".into()) };
@@ -99,7 +100,7 @@ async fn try_conditions(
             "it ignores If-Match, so that two runs cannot exclude each other; use a server that supports it, or a local folder"
                 .into(),
         )),
-        Err(e) => Err(refused("over a known version (If-Match)", &e)),
+        Err(e) => Err(refused("If-Match", &e)),
     }
 }
 

@@ -47,7 +47,7 @@ impl Process {
         match stat(self.pid) {
             Some(stat) => Some(stat.started == started && !stat.dead),
             None if fs::exists(format!("/proc/{}", self.pid)).unwrap_or(true) => None,
-            // Some systems hide the processes of other users, which then includes process 1.
+            // Some systems hide the processes of other users. These systems also hide process 1.
             None => stat(1).map(|_| false),
         }
     }

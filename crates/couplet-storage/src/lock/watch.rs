@@ -17,7 +17,7 @@ pub(super) async fn acquire(object: Object, claim: &Claim) -> Result<Lease, Lock
     let explain = object.explain.clone();
     let failed = |e: StoreError| LockError::Store { place: name.clone(), problem: explain.explain(&e) };
     let began = Instant::now();
-    let mut seen: Option<Seen> = None;
+    let mut observation: Option<Observation> = None;
     // The content that this run tried to write, and when: a refusal can mean that this write succeeded and only its
     // response was lost.
     let mut tried: Option<(Content, Instant)> = None;
@@ -34,8 +34,8 @@ pub(super) async fn acquire(object: Object, claim: &Claim) -> Result<Lease, Lock
                 return Ok(Lease::begin(object, claim.lease, content, version, sent));
             }
             Some((found, version)) => {
-                let seen = Seen::update(&mut seen, version);
-                match judge(found.as_ref(), seen) {
+                let observation = Observation::update(&mut observation, version);
+                match judge(found.as_ref(), observation) {
                     Verdict::Free => {
                         if let Some(found) = found.as_ref().filter(|found| found.state != State::Released) {
                             tracing::info!(
@@ -44,7 +44,7 @@ pub(super) async fn acquire(object: Object, claim: &Claim) -> Result<Lease, Lock
                             );
                         }
                         let content = Content::after(found, this.clone(), Some(claim.lease));
-                        (content.clone(), object.replace(&content, seen.version.clone()).await)
+                        (content.clone(), object.replace(&content, observation.version.clone()).await)
                     }
                     verdict => {
                         let known_alive = matches!(verdict, Verdict::Alive);
@@ -53,9 +53,9 @@ pub(super) async fn acquire(object: Object, claim: &Claim) -> Result<Lease, Lock
                             let holder = found.map(|found| Box::new(found.holder));
                             return Err(LockError::Busy { place: name.clone(), holder, waited: claim.wait });
                         }
-                        seen.log_wait(&name, found.as_ref(), known_alive);
+                        observation.log_wait(&name, found.as_ref(), known_alive);
                         let left = wait.saturating_sub(began.elapsed()).max(Duration::from_millis(20));
-                        let poll = patience(found.as_ref()) / 15;
+                        let poll = takeover_delay(found.as_ref()) / 15;
                         let poll = poll.clamp(Duration::from_millis(20), Duration::from_secs(5));
                         tokio::time::sleep(if known_alive { poll.min(left) } else { poll }).await;
                         continue;
@@ -67,7 +67,7 @@ pub(super) async fn acquire(object: Object, claim: &Claim) -> Result<Lease, Lock
             Ok(version) => return Ok(Lease::begin(object, claim.lease, content, version, sent)),
             // Another run was faster, or an earlier write of our own succeeded: the next read tells which.
             Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => tried = Some((content, sent)),
-            // The outcome is unknown, so read again, but not for ever if the server never answers.
+            // The outcome is unknown, so read again, but not forever if the server never answers.
             Err(e) if is_unclear(&e) && unclear < 3 => {
                 unclear += 1;
                 tried = Some((content, sent));
@@ -77,9 +77,9 @@ pub(super) async fn acquire(object: Object, claim: &Claim) -> Result<Lease, Lock
     }
 }
 
-/// Returns how long a lock must stay unchanged before its holder is considered dead. This is 1.25 times the lease,
+/// Returns the time for which a lock must stay unchanged before its holder counts as dead. It is 1.25 times the lease,
 /// because clocks drift and a write that the holder sent in time can finish a little later.
-fn patience(content: Option<&Content>) -> Duration {
+fn takeover_delay(content: Option<&Content>) -> Duration {
     content.and_then(Content::lease).unwrap_or(DEFAULT_LEASE) * 5 / 4
 }
 
@@ -92,21 +92,21 @@ enum Verdict {
     Unknown,
 }
 
-fn judge(content: Option<&Content>, seen: &Seen) -> Verdict {
-    if seen.since.elapsed() > patience(content) {
+fn judge(content: Option<&Content>, observation: &Observation) -> Verdict {
+    if observation.since.elapsed() > takeover_delay(content) {
         return Verdict::Free;
     }
     let Some(content) = content else { return Verdict::Unknown };
     match (content.state, content.holder.process.is_alive()) {
         (State::Released | State::Abandoned, _) | (State::Held, Some(false)) => Verdict::Free,
         (State::Held, Some(true)) => Verdict::Alive,
-        (State::Held, None) if seen.changed => Verdict::Alive,
+        (State::Held, None) if observation.changed => Verdict::Alive,
         (State::Held, None) => Verdict::Unknown,
     }
 }
 
 /// The observations of the lock so far.
-struct Seen {
+struct Observation {
     version: UpdateVersion,
     /// The time at which this version was first seen, by the clock of this process, taken after the read.
     since: Instant,
@@ -116,29 +116,29 @@ struct Seen {
     logged: (bool, bool),
 }
 
-impl Seen {
-    fn update(seen: &mut Option<Self>, version: UpdateVersion) -> &mut Self {
+impl Observation {
+    fn update(observation: &mut Option<Self>, version: UpdateVersion) -> &mut Self {
         let now = Instant::now();
-        let seen = seen.get_or_insert_with(|| Self {
+        let observation = observation.get_or_insert_with(|| Self {
             version: version.clone(),
             since: now,
             changed: false,
             logged: (false, false),
         });
-        if seen.version != version {
-            (seen.version, seen.since, seen.changed) = (version, now, true);
+        if observation.version != version {
+            (observation.version, observation.since, observation.changed) = (version, now, true);
         }
-        seen
+        observation
     }
 
-    /// Logs once why taking the lock takes a while.
+    /// Logs once per reason why the lock has not been taken yet.
     fn log_wait(&mut self, name: &str, content: Option<&Content>, known_alive: bool) {
         let holder = who(content.map(|content| &content.holder));
         if known_alive && !self.logged.0 {
             tracing::info!("waiting for {name}, in use by another run: {holder}");
             self.logged.0 = true;
         } else if !known_alive && !self.logged.1 {
-            let seconds = patience(content).as_secs_f64();
+            let seconds = takeover_delay(content).as_secs_f64();
             tracing::info!(
                 "watching for up to {seconds:.0} s whether the run that has locked {name} is alive: {holder}"
             );

@@ -23,22 +23,22 @@ pub(super) struct Connector(ReqwestConnector);
 
 impl HttpConnector for Connector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        Ok(HttpClient::new(Noting(self.0.connect(options)?)))
+        Ok(HttpClient::new(RecordingClient(self.0.connect(options)?)))
     }
 }
 
 #[derive(Debug)]
-struct Noting(HttpClient);
+struct RecordingClient(HttpClient);
 
 #[async_trait]
-impl HttpService for Noting {
+impl HttpService for RecordingClient {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
         // A request that fetches credentials carries none yet.
         let has_credentials = request.headers().contains_key("authorization");
-        let answer = self.0.execute(request).await?;
-        if has_credentials && answer.status().is_success() {
+        let response = self.0.execute(request).await?;
+        if has_credentials && response.status().is_success() {
             ACCEPTED.store(true, Ordering::Relaxed);
         }
-        Ok(answer)
+        Ok(response)
     }
 }

@@ -17,7 +17,7 @@ const REQUESTS: usize = 4;
 /// Downloads an object into an empty file, in the version that `object` describes.
 ///
 /// # Errors
-/// A server that refuses or fails, an object that has changed meanwhile, a disk that is full.
+/// A server that refuses or fails; an object that has changed since it was listed; a full disk.
 pub async fn download(objects: &Objects, object: &ObjectMeta, file: std::fs::File) -> Result<(), ObjectsError> {
     let place = objects.place_of(&object.location);
     let refused = |e: &object_store::Error| match e {

@@ -2,7 +2,7 @@
 //!
 //! The local store of `object_store` renames files into place without an fsync. After a power failure the name can then
 //! exist without the contents: an empty commit whose name cannot be written again. Here the contents are synced before
-//! they get their name, and the name is synced before the write returns.
+//! the file gets its name, and the name is synced before the write returns.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
@@ -126,11 +126,11 @@ impl DurableLocal {
     /// Refuses anything but a regular file, as `object_store` would block on a pipe. It reports missing files itself.
     async fn check_regular(&self, location: &Path) -> Result<()> {
         let path = self.0.path_to_filesystem(location)?;
-        let looked = tokio::task::spawn_blocking(move || match files::open(&path) {
+        let checked = tokio::task::spawn_blocking(move || match files::open(&path) {
             Err(e) if e.kind() == ErrorKind::InvalidInput => Err(failed(e, &path)),
             _ => Ok(()),
         });
-        looked.await.unwrap_or(Ok(()))
+        checked.await.unwrap_or(Ok(()))
     }
 
     async fn make_durable(&self, location: &Path) -> Result<()> {
@@ -173,8 +173,8 @@ async fn make_durable(path: PathBuf) -> Result<()> {
     synced.map_err(|e| failed(e, FilePath::new("")))
 }
 
-/// The largest number of attempts per write. A retry is needed if another process took the temporary file for one of a
-/// killed run and removed it.
+/// The maximum number of attempts per write. A retry is needed if another process mistook the temporary file for that
+/// of a killed run and removed it.
 const ATTEMPTS: usize = 5;
 
 /// Writes a temporary file beside its destination, syncs it and moves it into place.

@@ -32,7 +32,7 @@ impl From<ObjectsError> for Explained {
 }
 
 impl ObjectsError {
-    /// Returns an error with the shown place, the kind of problem and its text.
+    /// Creates an error for a place, with the kind of problem and its text.
     pub fn new(place: &Place, trouble: Trouble, problem: impl Into<String>) -> Self {
         Self { place: place.to_string(), problem: problem.into(), trouble }
     }
@@ -98,7 +98,7 @@ pub fn status_of(error: &object_store::Error) -> Option<u16> {
 }
 
 /// Explains why no client can be created from the environment, without repeating the content of a key or its file.
-pub(super) fn unsuited(place: &Place, service: Service, error: &object_store::Error) -> ObjectsError {
+pub(super) fn invalid_settings(place: &Place, service: Service, error: &object_store::Error) -> ObjectsError {
     let explained = explain(place, error);
     if explained.trouble != Trouble::Other {
         return explained;
@@ -231,9 +231,9 @@ impl Response {
     /// Returns true if the server refuses access. `object_store` has a distinct error for this for single objects, but
     /// not for listings.
     fn refuses(&self, error: &object_store::Error) -> bool {
-        // Google's service also answers so if it is asked too often.
-        let asks_too_often = self.code.as_deref().is_some_and(|code| code.to_lowercase().contains("ratelimit"));
-        (matches!(error, object_store::Error::PermissionDenied { .. }) || self.is("403")) && !asks_too_often
+        // Google's service also answers with this status if it gets too many requests.
+        let is_rate_limited = self.code.as_deref().is_some_and(|code| code.to_lowercase().contains("ratelimit"));
+        (matches!(error, object_store::Error::PermissionDenied { .. }) || self.is("403")) && !is_rate_limited
     }
 
     /// Explains that the server could not be reached, or failed.
@@ -321,31 +321,31 @@ pub fn cause_in<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e 
 }
 
 /// Returns a library's error message without the response of a server: some responses repeat parts of the request.
-pub fn without_answers(error: &(dyn std::error::Error + 'static)) -> String {
-    match cause_in(error).and_then(explain_unplaced) {
+pub fn without_responses(error: &(dyn std::error::Error + 'static)) -> String {
+    match cause_in(error).and_then(explain_without_place) {
         Some(explained) => explained.to_string(),
-        None => cut_answers(without_frames(&error.to_string())),
+        None => cut_responses(without_frames(&error.to_string())),
     }
 }
 
 /// Removes the response of a server from an error message.
-pub fn cut_answers(text: &str) -> String {
+pub fn cut_responses(text: &str) -> String {
     let starts = ["Error performing ", "<?xml", "<Error", "{\"error\""];
     let Some(start) = starts.iter().filter_map(|start| text.find(start)).min() else { return text.to_owned() };
-    let (before, answer) = text.split_at(start);
-    let status = answer.split_once("status code: ").and_then(|(_, rest)| rest.split([':', '<', '\n']).next());
+    let (before, response) = text.split_at(start);
+    let status = response.split_once("status code: ").and_then(|(_, rest)| rest.split([':', '<', '\n']).next());
     let status = status.map_or_else(String::new, |status| format!(" ({})", status.trim()));
-    format!("{before}the server did not do what it was asked{status}")
+    format!("{before}the request failed{status}")
 }
 
 /// Explains an error of a bucket from the error alone; none for the local disk.
 #[must_use]
-pub fn explain_unplaced(error: &object_store::Error) -> Option<ObjectsError> {
-    let answer = Response::of(error);
-    let request = answer.request.clone()?;
+pub fn explain_without_place(error: &object_store::Error) -> Option<ObjectsError> {
+    let response = Response::of(error);
+    let request = response.request.clone()?;
     let url = request.split_once(' ').map_or(&*request, |(_, url)| url);
     let bucket = Url::parse(url).ok().and_then(|url| Some(url.path_segments()?.next()?.to_owned()));
-    let (trouble, problem) = answer.explain(Service::S3, &bucket.unwrap_or_default(), error);
+    let (trouble, problem) = response.explain(Service::S3, &bucket.unwrap_or_default(), error);
     Some(ObjectsError { place: request, problem, trouble })
 }
 
@@ -391,7 +391,7 @@ mod tests {
             ("503 Slow Down", "SlowDown", Trouble::Unreachable),
         ] {
             for error in [answered(status, code), listed(&answered(status, code))] {
-                let explained = explain_unplaced(&error).unwrap();
+                let explained = explain_without_place(&error).unwrap();
                 assert_eq!(explained.trouble, trouble, "{status} {code}: {explained}");
                 assert_eq!(explained.place, "PUT http://host:1/bucket/key");
                 assert_eq!(status_of(&error), status[..3].parse().ok());
@@ -402,6 +402,6 @@ mod tests {
     #[test]
     fn the_frames_of_a_stack_are_no_part_of_what_a_library_says() {
         let error = std::io::Error::other("no such type\n   0: one\n   1: other\n");
-        assert_eq!(without_answers(&error), "no such type");
+        assert_eq!(without_responses(&error), "no such type");
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use object_store::ObjectStore;
 use object_store::path::Path;
 
-use super::error::{explain_local, explain_unplaced};
+use super::error::{explain_local, explain_without_place};
 use crate::trouble::Explained;
 
 /// The location of a store.
@@ -65,7 +65,7 @@ impl Explain {
 /// Summarizes the response of the server.
 impl Default for Explain {
     fn default() -> Self {
-        Self::new(|error| explain_unplaced(error).map_or_else(|| explain_local(error), Into::into))
+        Self::new(|error| explain_without_place(error).map_or_else(|| explain_local(error), Into::into))
     }
 }
 

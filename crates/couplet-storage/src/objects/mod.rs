@@ -35,14 +35,16 @@ pub use durable::DurableLocal;
 pub(crate) use durable::NoLinks;
 pub use durable::unconfirmed_in;
 pub(crate) use error::explain_local;
-pub use error::{ObjectsError, cause_in, cut_answers, explain_unplaced, status_of, without_answers, without_secrets};
+pub use error::{
+    ObjectsError, cause_in, cut_responses, explain_without_place, status_of, without_responses, without_secrets,
+};
 pub use lock_place::{Explain, LockPlace};
 pub use store_folder::{Entries, Entry, StoreFolder};
 use uploads::Uploads;
 pub use uploads::abort_noted_uploads;
 
-/// Returns the retry policy: at most 10 retries within a minute. That outlasts a short outage of the service, and a job
-/// that cannot continue fails soon. The default of `object_store` is three minutes.
+/// Returns the retry policy: at most 10 retries within a minute. That outlasts a short outage of the service, and a run
+/// that cannot continue still fails soon. The default of `object_store` is three minutes.
 fn retries() -> RetryConfig {
     RetryConfig {
         backoff: BackoffConfig { max_backoff: Duration::from_secs(5), ..BackoffConfig::default() },
@@ -70,7 +72,7 @@ pub struct Objects {
 }
 
 impl Objects {
-    /// Opens a place, which need not exist. A relative path starts at the current folder.
+    /// Opens a place, which need not exist. A relative path is resolved against the current folder.
     ///
     /// # Errors
     /// Settings in the environment that are invalid for the service.
@@ -237,7 +239,7 @@ fn client(remote: &Remote) -> Result<Client, ObjectsError> {
 /// Creates a client from the settings in the environment. It sends no request.
 fn connect(remote: &Remote) -> Result<Client, ObjectsError> {
     let place = Place::Remote(remote.clone());
-    let unsuited = |e: object_store::Error| error::unsuited(&place, remote.service(), &e);
+    let invalid_settings = |e: object_store::Error| error::invalid_settings(&place, remote.service(), &e);
     Ok(match remote.service() {
         Service::S3 => {
             let builder = AmazonS3Builder::from_env().with_bucket_name(remote.bucket()).with_retry(retries());
@@ -262,12 +264,12 @@ fn connect(remote: &Remote) -> Result<Client, ObjectsError> {
                 let problem = format!("{variable} is not set; set both {}", remote.service().credentials());
                 return Err(ObjectsError::new(&place, Trouble::Settings, problem));
             }
-            Client::with_uploads(builder.with_http_connector(Connector::default()).build().map_err(unsuited)?)
+            Client::with_uploads(builder.with_http_connector(Connector::default()).build().map_err(invalid_settings)?)
         }
         Service::Gcs => {
             let builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(remote.bucket());
             let builder = builder.with_retry(retries()).with_http_connector(Connector::default());
-            Client::with_uploads(builder.build().map_err(unsuited)?)
+            Client::with_uploads(builder.build().map_err(invalid_settings)?)
         }
         Service::Azure => {
             let builder = MicrosoftAzureBuilder::from_env().with_url(remote.root()).with_retry(retries());
@@ -276,7 +278,7 @@ fn connect(remote: &Remote) -> Result<Client, ObjectsError> {
             let endpoint = setting(AzureConfigKey::Endpoint);
             let allow_http = setting(AzureConfigKey::Client(ClientConfigKey::AllowHttp));
             error::check_endpoint(&place, endpoint.as_deref(), allow_http.as_deref(), "AZURE_ALLOW_HTTP")?;
-            Client { store: Arc::new(builder.build().map_err(unsuited)?), uploads: None }
+            Client { store: Arc::new(builder.build().map_err(invalid_settings)?), uploads: None }
         }
     })
 }

@@ -33,7 +33,7 @@ use crate::crash;
 const NOTES: &str = "uploads";
 
 /// The largest size of a note in bytes: two names of at most 1,024 bytes and an id.
-const LONGEST_NOTE: u64 = 16 << 10;
+const MAX_NOTE_BYTES: u64 = 16 << 10;
 
 /// A bucket whose uploads have ids, so that another process can abort them.
 #[derive(Clone)]
@@ -59,15 +59,15 @@ struct Note {
 impl Objects {
     /// Returns this place with a note in `store` for each multipart upload. The run must hold the lock of `store`.
     #[must_use]
-    pub fn noting(self, store: &StoreFolder) -> Self {
+    pub fn with_upload_notes(self, store: &StoreFolder) -> Self {
         let (Some(uploads), Some(remote)) = (&self.uploads, self.place.remote()) else { return self };
-        let noting = Noting {
+        let noted = NotedStore {
             store: Arc::clone(&self.store),
             uploads: uploads.clone(),
             bucket: remote.root(),
             notes: store.folder(NOTES),
         };
-        Self { store: Arc::new(noting), ..self }
+        Self { store: Arc::new(noted), ..self }
     }
 
     /// Returns true if an object of a bucket is at or below this place, or is a pending object for it.
@@ -95,7 +95,7 @@ pub async fn abort_noted_uploads(store: &StoreFolder, places: &[Objects]) -> Res
     let listed = notes.files().await.map_err(|e| StoreError::Generic { store: NOTES, source: e.into() })?;
     #[expect(clippy::case_sensitive_file_extension_comparisons, reason = "couplet itself gave the names")]
     let is_note = |name: &str| name.ends_with(".json");
-    for file in listed.into_iter().filter(|file| is_note(&file.name) && file.bytes <= LONGEST_NOTE) {
+    for file in listed.into_iter().filter(|file| is_note(&file.name) && file.bytes <= MAX_NOTE_BYTES) {
         let json = match objects.get(&file.path).await {
             Err(StoreError::NotFound { .. }) => continue,
             found => found?.bytes().await?,
@@ -129,34 +129,34 @@ async fn abort(place: &Objects, path: &Path, note: &Note) -> std::result::Result
 
 /// A bucket that writes a note of each multipart upload.
 #[derive(Debug)]
-struct Noting {
+struct NotedStore {
     store: Arc<dyn ObjectStore>,
     uploads: Uploads,
     bucket: String,
     notes: StoreFolder,
 }
 
-impl fmt::Display for Noting {
+impl fmt::Display for NotedStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.store.fmt(f)
     }
 }
 
-impl Noting {
+impl NotedStore {
     async fn begin(&self, path: &Path) -> Result<Box<dyn MultipartUpload>> {
         let Uploads(uploads) = &self.uploads;
         let id = uploads.create_multipart(path).await?;
         let note = Note { bucket: self.bucket.clone(), path: path.to_string(), upload: id.clone() };
         let upload = NotedUpload {
             to: Arc::new(Destination { uploads: Arc::clone(uploads), path: path.clone(), id }),
-            begun: 0,
+            started: 0,
             sent: Arc::default(),
             notes: Arc::clone(&self.notes.objects.store),
             note: self.notes.path(&format!("{}.json", Uuid::new_v4())),
         };
         let json = serde_json::to_vec(&note).map_err(|e| StoreError::Generic { store: NOTES, source: e.into() })?;
         if let Err(error) = upload.notes.put(&upload.note, json.into()).await {
-            // Without a note the upload must not go on. If it cannot be aborted either, all that is left is a warning.
+            // Without a note the upload must not continue. If it cannot be aborted either, a warning is logged.
             if let Err(problem) = uploads.abort_multipart(path, &upload.to.id).await {
                 tracing::warn!("an unfinished upload to {}/{path} may have stayed: {problem}", self.bucket);
             }
@@ -167,7 +167,7 @@ impl Noting {
 }
 
 #[async_trait]
-impl ObjectStore for Noting {
+impl ObjectStore for NotedStore {
     async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
         self.store.put_opts(location, payload, options).await
     }
@@ -235,7 +235,7 @@ impl fmt::Debug for Destination {
 struct NotedUpload {
     to: Arc<Destination>,
     /// The number of parts started.
-    begun: usize,
+    started: usize,
     /// The parts that the bucket has received, with their positions.
     sent: Arc<Mutex<Vec<(usize, PartId)>>>,
     notes: Arc<dyn ObjectStore>,
@@ -243,7 +243,7 @@ struct NotedUpload {
 }
 
 impl NotedUpload {
-    async fn forget(&self) {
+    async fn delete_note(&self) {
         // If the delete fails, the next run finds that the upload has ended.
         if let Err(error) = self.notes.delete(&self.note).await {
             tracing::debug!("{}: {error}", self.note);
@@ -254,8 +254,8 @@ impl NotedUpload {
 #[async_trait]
 impl MultipartUpload for NotedUpload {
     fn put_part(&mut self, data: PutPayload) -> UploadPart {
-        let (place, to, sent) = (self.begun, Arc::clone(&self.to), Arc::clone(&self.sent));
-        self.begun += 1;
+        let (place, to, sent) = (self.started, Arc::clone(&self.to), Arc::clone(&self.sent));
+        self.started += 1;
         Box::pin(async move {
             let part = to.uploads.put_part(&to.path, &to.id, place, data).await?;
             sent.lock().unwrap_or_else(PoisonError::into_inner).push((place, part));
@@ -266,21 +266,21 @@ impl MultipartUpload for NotedUpload {
 
     async fn complete(&mut self) -> Result<PutResult> {
         let mut parts = self.sent.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if parts.len() != self.begun {
-            let problem = format!("{} of {} parts were sent", parts.len(), self.begun);
+        if parts.len() != self.started {
+            let problem = format!("{} of {} parts were sent", parts.len(), self.started);
             return Err(StoreError::Generic { store: NOTES, source: problem.into() });
         }
         parts.sort_by_key(|(place, _)| *place);
         let parts = parts.into_iter().map(|(_, part)| part).collect();
         // If this fails, it is unknown whether the upload has ended, so the note stays.
         let done = self.to.uploads.complete_multipart(&self.to.path, &self.to.id, parts).await?;
-        self.forget().await;
+        self.delete_note().await;
         Ok(done)
     }
 
     async fn abort(&mut self) -> Result<()> {
         self.to.uploads.abort_multipart(&self.to.path, &self.to.id).await?;
-        self.forget().await;
+        self.delete_note().await;
         Ok(())
     }
 }

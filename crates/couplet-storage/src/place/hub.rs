@@ -11,7 +11,7 @@ pub(crate) const SCHEME: &str = "hf";
 pub(crate) const FORM: &str = "hf://ORG/NAME[@REVISION][/FOLDER]";
 
 /// The maximum length of a repository name, in bytes.
-const LONGEST: usize = 96;
+const MAX_NAME_BYTES: usize = 96;
 
 /// A model in a repository of a hub.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -22,19 +22,19 @@ pub struct HubModel {
 }
 
 impl HubModel {
-    /// The repository, as in `org/name`; old repositories have no organisation.
+    /// Returns the repository, such as `org/name`. Old repositories have no organisation.
     #[must_use]
     pub fn repository(&self) -> &str {
         &self.repository
     }
 
-    /// The branch, tag or commit; `main` if none is named.
+    /// Returns the branch, tag or commit; `main` if none is named.
     #[must_use]
     pub fn revision(&self) -> &str {
         self.revision.as_deref().unwrap_or("main")
     }
 
-    /// The folder in the repository, without leading or trailing slashes; empty for the root.
+    /// Returns the folder in the repository, without leading or trailing slashes; empty for the root.
     #[must_use]
     pub fn folder(&self) -> &str {
         &self.folder
@@ -52,7 +52,7 @@ impl HubModel {
         Self { revision: Some(revision.to_owned()), ..self.clone() }
     }
 
-    /// Tells whether the revision is a commit, whose files never change.
+    /// Returns true if the revision is a commit, whose files never change.
     #[must_use]
     pub fn is_pinned(&self) -> bool {
         self.revision.as_deref().is_some_and(is_commit)
@@ -67,8 +67,8 @@ impl HubModel {
         }
         // A name has at most one slash. Anything after the revision, or after the name, is a folder.
         let (repository, revision, folder) = match rest.split_once('@') {
-            Some((repository, behind)) => {
-                let (revision, folder) = split_revision(behind);
+            Some((repository, after)) => {
+                let (revision, folder) = split_revision(after);
                 (repository, Some(revision.replace("%2F", "/").replace("%2f", "/")), folder)
             }
             None => match rest.match_indices('/').nth(1) {
@@ -80,7 +80,7 @@ impl HubModel {
             return wrong(format!("`hf://{kind}/…` is not a model"));
         }
         let name = repository;
-        if name.split('/').count() > 2 || name.len() > LONGEST || !name.split('/').all(is_name) {
+        if name.split('/').count() > 2 || name.len() > MAX_NAME_BYTES || !name.split('/').all(is_name) {
             return wrong(format!("\"{name}\" cannot be the name of a repository"));
         }
         if let Some(revision) = revision.as_deref().filter(|revision| !is_revision(revision)) {
@@ -121,7 +121,7 @@ fn is_commit(revision: &str) -> bool {
     revision.len() == 40 && revision.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// Tells whether a hub accepts the name for an organisation or a repository.
+/// Returns true if a hub accepts the name for an organisation or a repository.
 fn is_name(name: &str) -> bool {
     let ends = |char: char| char == '-' || char == '.';
     !name.is_empty()
@@ -132,7 +132,7 @@ fn is_name(name: &str) -> bool {
         && !name.contains("..")
 }
 
-/// Tells whether git accepts the name for a branch or a tag. It becomes a file name in the cache.
+/// Returns true if git accepts the name for a branch or a tag. It becomes a file name in the cache.
 fn is_revision(revision: &str) -> bool {
     let forbidden = |char: char| char.is_whitespace() || char.is_control() || "~^:?*[\\\"'".contains(char);
     !revision.contains(forbidden) && revision.split('/').all(is_part)

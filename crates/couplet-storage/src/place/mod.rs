@@ -21,7 +21,7 @@ pub use problem::Problem;
 use remote::SCHEMES;
 pub use remote::{Remote, Service};
 
-/// The location of a store.
+/// The location of a file, a folder or a model.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Place {
     /// On the local disk.
@@ -34,13 +34,13 @@ pub enum Place {
 
 /// The position of a place relative to another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lies {
+pub enum Overlap {
     /// Both are the same place.
-    There,
+    Same,
     /// It is inside the other one.
     Inside,
     /// It contains the other one.
-    Around,
+    Contains,
 }
 
 impl Place {
@@ -62,7 +62,7 @@ impl Place {
         }
     }
 
-    /// Returns the place of that name in this one, which is taken as a folder.
+    /// Returns the place of that name in this one, which is treated as a folder.
     #[must_use]
     pub fn join(&self, name: &str) -> Self {
         match self {
@@ -98,20 +98,20 @@ impl Place {
         }
     }
 
-    /// Tells whether the place is a glob pattern.
+    /// Returns true if the place is a glob pattern.
     #[must_use]
     pub fn is_glob(&self) -> bool {
         is_glob(self.as_path())
     }
 
-    /// Tells whether the place is a folder: it ends in `/` or has no extension.
+    /// Returns true if the place is a folder: it ends in `/` or has no extension.
     #[must_use]
     pub fn is_folder(&self) -> bool {
         let path = self.as_path();
         path.as_os_str().as_encoded_bytes().ends_with(b"/") || path.extension().is_none()
     }
 
-    /// Tells whether reading this place (a file, a folder or a glob) would read the given file.
+    /// Returns true if reading this place (a file, a folder or a glob) would read the given file.
     #[must_use]
     pub fn covers(&self, file: &Self) -> bool {
         // Only models are read from a hub, never tables.
@@ -123,15 +123,15 @@ impl Place {
         }
         let (files, file) = (self.real(), file.real());
         // An existing path is taken literally, even if it contains pattern characters.
-        let is_there = matches!(self, Self::Local(path) if path.exists());
-        if self.is_glob() && !is_there {
+        let exists = matches!(self, Self::Local(path) if path.exists());
+        if self.is_glob() && !exists {
             matches(files.as_os_str().as_encoded_bytes(), file.as_os_str().as_encoded_bytes())
         } else {
             file == files || self.is_folder() && file.starts_with(files)
         }
     }
 
-    /// Tells whether both are the same place, whatever their spelling.
+    /// Returns true if both are the same place, even if they are written differently.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
@@ -142,7 +142,7 @@ impl Place {
 
     /// Returns the position of this place relative to another one; `None` if they do not overlap.
     #[must_use]
-    pub fn lies(&self, other: &Self) -> Option<Lies> {
+    pub fn overlap(&self, other: &Self) -> Option<Overlap> {
         // Nothing is written to a hub.
         let is_of_hub = |place: &Self| matches!(place, Self::Hub(_));
         let root = |place: &Self| place.remote().map(Remote::root);
@@ -151,23 +151,23 @@ impl Place {
         }
         let (own, other) = (self.real(), other.real());
         match (own.starts_with(&other), other.starts_with(&own)) {
-            (true, true) => Some(Lies::There),
-            (true, false) => Some(Lies::Inside),
-            (false, true) => Some(Lies::Around),
+            (true, true) => Some(Overlap::Same),
+            (true, false) => Some(Overlap::Inside),
+            (false, true) => Some(Overlap::Contains),
             (false, false) => None,
         }
     }
 
-    /// Tells whether this place is the other one or inside it.
+    /// Returns true if this place is the other one or inside it.
     #[must_use]
     pub fn is_in(&self, other: &Self) -> bool {
-        matches!(self.lies(other), Some(Lies::There | Lies::Inside))
+        matches!(self.overlap(other), Some(Overlap::Same | Overlap::Inside))
     }
 
     /// Returns the path with links resolved as far as it exists; for a key, the key without `.` and `..`.
     #[must_use]
     pub fn real(&self) -> PathBuf {
-        let Self::Local(path) = self else { return normal(self.as_path()) };
+        let Self::Local(path) = self else { return normalized(self.as_path()) };
         real_path(path)
     }
 
@@ -221,7 +221,7 @@ impl<'de> Deserialize<'de> for Place {
     }
 }
 
-/// Parses a path, glob or URI of a table. A relative path starts at `folder`.
+/// Parses a path, glob or URI of a table. A relative path is resolved against `folder`.
 ///
 /// # Errors
 /// A text that names no such place.
@@ -235,7 +235,7 @@ pub fn resolve(folder: &Path, text: &str) -> Result<Place, Problem> {
     }
 }
 
-/// Parses the place of a model, which may be on a hub. A relative path starts at `folder`.
+/// Parses the place of a model, which may be on a hub. A relative path is resolved against `folder`.
 ///
 /// # Errors
 /// A text that names no such place.
@@ -293,7 +293,7 @@ pub fn table_place(text: &str) -> Result<Place, String> {
     resolve(Path::new(""), text).map_err(Problem::into_line)
 }
 
-/// Parses a path or `file://` URI. `key` names the key for the error about other URIs.
+/// Parses a path or `file://` URI. `key` is the configuration key that the error about other URIs names.
 ///
 /// # Errors
 /// A text that names no such place.
@@ -309,7 +309,7 @@ pub fn resolve_local(folder: &Path, text: &str, key: &str) -> Result<PathBuf, Pr
     }
 }
 
-/// Splits a URI; RFC 3986, section 3.1.
+/// Splits a URI into scheme and rest; RFC 3986, section 3.1.
 fn scheme_of(text: &str) -> Option<(&str, &str)> {
     text.split_once("://").filter(|(scheme, _)| {
         scheme.starts_with(|first: char| first.is_ascii_alphabetic())
@@ -317,14 +317,14 @@ fn scheme_of(text: &str) -> Option<(&str, &str)> {
     })
 }
 
-/// Tells whether a path contains pattern characters.
+/// Returns true if a path contains pattern characters.
 #[must_use]
 pub fn is_glob(path: &Path) -> bool {
     path.as_os_str().as_encoded_bytes().iter().any(|byte| b"*?[".contains(byte))
 }
 
 /// Removes `.` and `..` lexically. The result is for comparisons only: with links it may name another file.
-fn normal(path: &Path) -> PathBuf {
+fn normalized(path: &Path) -> PathBuf {
     let mut parts = PathBuf::new();
     for part in path.components() {
         match part {
@@ -379,17 +379,17 @@ mod tests {
 
     #[test]
     fn places_are_apart_or_one_is_in_the_other() {
-        let lies = |one: &str, other: &str| place(one).lies(&place(other));
-        assert_eq!(lies("a/./c/../b", "a/b/"), Some(Lies::There));
-        assert_eq!(lies("a/b/c.parquet", "a/b"), Some(Lies::Inside));
-        assert_eq!(lies("a", "../a/../a/b"), None);
-        assert_eq!(lies("a", "a/b"), Some(Lies::Around));
-        assert_eq!(lies("a", "ab"), None);
-        assert_eq!(lies("s3://b", "s3a://b/a"), Some(Lies::Around));
-        assert_eq!(lies("s3://b/a/", "s3://b/a"), Some(Lies::There));
-        assert_eq!(lies("s3://b/a", "gs://b/a"), None);
+        let overlap = |one: &str, other: &str| place(one).overlap(&place(other));
+        assert_eq!(overlap("a/./c/../b", "a/b/"), Some(Overlap::Same));
+        assert_eq!(overlap("a/b/c.parquet", "a/b"), Some(Overlap::Inside));
+        assert_eq!(overlap("a", "../a/../a/b"), None);
+        assert_eq!(overlap("a", "a/b"), Some(Overlap::Contains));
+        assert_eq!(overlap("a", "ab"), None);
+        assert_eq!(overlap("s3://b", "s3a://b/a"), Some(Overlap::Contains));
+        assert_eq!(overlap("s3://b/a/", "s3://b/a"), Some(Overlap::Same));
+        assert_eq!(overlap("s3://b/a", "gs://b/a"), None);
         let hub = resolve_model(Path::new(""), "hf://org/name").unwrap();
-        assert_eq!(hub.lies(&hub), None);
+        assert_eq!(hub.overlap(&hub), None);
     }
 
     #[test]

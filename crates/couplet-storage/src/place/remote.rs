@@ -47,7 +47,7 @@ impl Remote {
         self.service
     }
 
-    /// The bucket; for Azure the container, or `container@account.host`.
+    /// Returns the bucket; for Azure the container, or `container@account.host`.
     #[must_use]
     pub fn bucket(&self) -> &str {
         &self.bucket

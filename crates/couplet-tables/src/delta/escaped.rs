@@ -14,7 +14,7 @@ use object_store::{
 use url::Url;
 
 /// Characters that URLs allow in a path, but that the kernel interprets differently, or that are not allowed in a host.
-const MARKS: [(char, &str); 5] = [('%', "%25"), ('[', "%5B"), (']', "%5D"), ('^', "%5E"), ('|', "%7C")];
+const RESERVED: [(char, &str); 5] = [('%', "%25"), ('[', "%5B"), (']', "%5D"), ('^', "%5E"), ('|', "%7C")];
 
 /// A store that lists paths URL-escaped. The kernel inserts a listed path into a URL (`buoyant_kernel_engine` 0.28,
 /// `filesystem.rs`: `set_path`), in which `%20` means a space.
@@ -23,22 +23,22 @@ pub(super) struct Escaped(Arc<dyn ObjectStore>);
 
 impl Escaped {
     /// Wraps the store if a path below `root` needs escaping.
-    pub(super) fn where_needed(store: Arc<dyn ObjectStore>, root: &Path) -> Arc<dyn ObjectStore> {
-        if MARKS.iter().any(|(mark, _)| root.as_ref().contains(*mark)) { Arc::new(Self(store)) } else { store }
+    pub(super) fn if_needed(store: Arc<dyn ObjectStore>, root: &Path) -> Arc<dyn ObjectStore> {
+        if RESERVED.iter().any(|(mark, _)| root.as_ref().contains(*mark)) { Arc::new(Self(store)) } else { store }
     }
 }
 
 /// Escapes the URL of a table. deltalake derives a host from its path (deltalake-core 1.1, `logstore/mod.rs`:
 /// `object_store_url`), and panics if that is not a valid host.
-pub(super) fn without_marks(url: &Url) -> Url {
+pub(super) fn escape_url(url: &Url) -> Url {
     let mut url = url.clone();
-    let path = MARKS[1..].iter().fold(url.path().to_owned(), |path, (mark, code)| path.replace(*mark, code));
+    let path = RESERVED[1..].iter().fold(url.path().to_owned(), |path, (mark, code)| path.replace(*mark, code));
     url.set_path(&path);
     url
 }
 
 fn escaped(mut meta: ObjectMeta) -> Result<ObjectMeta> {
-    let path = MARKS.iter().fold(meta.location.to_string(), |path, (mark, code)| path.replace(*mark, code));
+    let path = RESERVED.iter().fold(meta.location.to_string(), |path, (mark, code)| path.replace(*mark, code));
     meta.location = Path::parse(path)?;
     Ok(meta)
 }

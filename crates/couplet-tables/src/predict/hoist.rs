@@ -128,13 +128,13 @@ fn hoist(node: LogicalPlan) -> Result<LogicalPlan> {
         );
     };
     let mut names = Names::avoiding(&[input]);
-    let (below, exprs) = take_out(input.clone(), node.expressions(), &mut names)?;
-    let rewritten = over(&node, exprs, below)?;
+    let (below, exprs) = extract_calls(input.clone(), node.expressions(), &mut names)?;
+    let rewritten = rebuild(&node, exprs, below)?;
     restore(rewritten, &names, node.schema().columns())
 }
 
 /// Moves calls into [`Predict`] nodes above `input`, the innermost calls lowest, and replaces them by columns.
-fn take_out(mut input: LogicalPlan, mut exprs: Vec<Expr>, names: &mut Names) -> Result<(LogicalPlan, Vec<Expr>)> {
+fn extract_calls(mut input: LogicalPlan, mut exprs: Vec<Expr>, names: &mut Names) -> Result<(LogicalPlan, Vec<Expr>)> {
     loop {
         let calls = innermost_calls(&exprs)?;
         if calls.is_empty() {
@@ -161,7 +161,7 @@ fn predict_over(input: LogicalPlan, calls: Vec<(Expr, String)>) -> Result<Logica
 }
 
 /// Rebuilds the node with other expressions over another input.
-fn over(node: &LogicalPlan, mut exprs: Vec<Expr>, input: LogicalPlan) -> Result<LogicalPlan> {
+fn rebuild(node: &LogicalPlan, mut exprs: Vec<Expr>, input: LogicalPlan) -> Result<LogicalPlan> {
     let LogicalPlan::Distinct(Distinct::On(on)) = node else { return node.with_new_exprs(exprs, vec![input]) };
     // `with_new_exprs` panics for DISTINCT ON with a sort order.
     let order = exprs.split_off(on.on_expr.len() + on.select_expr.len());
@@ -194,7 +194,7 @@ fn hoist_join(join: Join) -> Result<LogicalPlan> {
     let mut names = Names::avoiding(&sides);
     let (mut inputs, mut replacements) = (Vec::new(), Vec::new());
     for (side, calls) in sides.into_iter().zip([left, right]) {
-        let (below, columns) = take_out(side.clone(), calls.clone(), &mut names)?;
+        let (below, columns) = extract_calls(side.clone(), calls.clone(), &mut names)?;
         inputs.push(below);
         replacements.extend(calls.into_iter().zip(columns));
     }
@@ -231,7 +231,7 @@ fn filter_after_join(mut join: Join, calls: &[Expr]) -> Result<LogicalPlan> {
     hoist(LogicalPlan::Filter(Filter::try_new(predicate, Arc::new(join))?))
 }
 
-/// Generates names for prediction columns that no input column has.
+/// Generates names for prediction columns that no input column uses.
 struct Names<'a> {
     inputs: Vec<&'a LogicalPlan>,
     generated: Vec<String>,

@@ -36,8 +36,8 @@ pub const FUNCTION: &str = "predict";
 ///
 /// ```no_run
 /// use std::sync::Arc;
-/// use couplet::predict::{self, Models};
-/// use couplet::scorer::Pool;
+/// use couplet_encoder::scorer::Pool;
+/// use couplet_tables::predict::{self, Models};
 /// use datafusion::execution::SessionStateBuilder;
 /// use datafusion::prelude::SessionContext;
 ///

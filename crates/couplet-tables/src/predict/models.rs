@@ -25,7 +25,7 @@ pub struct Models {
     options: HashMap<Place, ModelOptions>,
     /// Loaded models in order of use, the most recent last.
     loaded: Mutex<Vec<(String, Arc<OnceCell<Scorer>>)>>,
-    most: usize,
+    max_loaded: usize,
     /// The session id, which distinguishes this session's models in other processes.
     session: Uuid,
 }
@@ -33,7 +33,7 @@ pub struct Models {
 /// The JSON form of a model name in a plan for another process, with the options to run the model.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Sent {
+struct PortableModel {
     model: String,
     max_length: Option<usize>,
     batch_tokens: Option<usize>,
@@ -45,7 +45,7 @@ struct Sent {
 }
 
 impl Models {
-    /// Creates an empty set whose models run on `pool`. Relative paths start at `base`.
+    /// Creates an empty set whose models run on `pool`. Relative paths are resolved against `base`.
     #[must_use]
     pub fn new(pool: Pool, base: PathBuf) -> Self {
         let (default_options, options) = (ModelOptions::default(), HashMap::new());
@@ -55,7 +55,7 @@ impl Models {
             default_options,
             options,
             loaded: Mutex::default(),
-            most: usize::MAX,
+            max_loaded: usize::MAX,
             session: Uuid::new_v4(),
         }
     }
@@ -78,8 +78,8 @@ impl Models {
 
     /// Limits the number of cached models. The least recently used model is dropped first.
     #[must_use]
-    pub fn keeping(mut self, most: usize) -> Self {
-        self.most = most;
+    pub fn with_max_loaded(mut self, max_loaded: usize) -> Self {
+        self.max_loaded = max_loaded;
         self
     }
 
@@ -99,7 +99,7 @@ impl Models {
             let known = loaded.iter().position(|(known, _)| known == name).map(|place| loaded.remove(place).1);
             let cell = known.unwrap_or_default();
             loaded.push((name.to_owned(), Arc::clone(&cell)));
-            if loaded.len() > self.most {
+            if loaded.len() > self.max_loaded {
                 loaded.remove(0);
             }
             cell
@@ -115,8 +115,8 @@ impl Models {
     fn resolve(&self, name: &str) -> Result<(Place, ModelOptions), ScorerError> {
         let wrong = |problem: String| ScorerError::Name { name: name.into(), problem };
         if name.starts_with('{') {
-            let sent: Sent = serde_json::from_str(name).map_err(|e| wrong(e.to_string()))?;
-            let precision = match sent.precision.as_str() {
+            let portable: PortableModel = serde_json::from_str(name).map_err(|e| wrong(e.to_string()))?;
+            let precision = match portable.precision.as_str() {
                 AUTO => PrecisionSetting::Auto,
                 other => {
                     let known = Precision::ALL.into_iter().find(|known| known.to_string() == other);
@@ -124,12 +124,12 @@ impl Models {
                 }
             };
             let options = ModelOptions {
-                max_length: sent.max_length,
-                batch_tokens: sent.batch_tokens,
+                max_length: portable.max_length,
+                batch_tokens: portable.batch_tokens,
                 precision,
                 device: self.default_options.device,
             };
-            return Ok((place::model_place(&sent.model).map_err(wrong)?, options));
+            return Ok((place::model_place(&portable.model).map_err(wrong)?, options));
         }
         let place = match place::model_place(name).map_err(wrong)? {
             Place::Local(path) => Place::Local(self.base.join(path)),
@@ -144,7 +144,7 @@ impl Models {
     /// # Panics
     /// Never: strings and numbers have a JSON form.
     #[must_use]
-    pub fn sent(&self, name: &str) -> String {
+    pub fn portable_name(&self, name: &str) -> String {
         // The other process reports a name without a model.
         let Ok((place, options)) = self.resolve(name) else { return name.to_owned() };
         let model = match place {
@@ -156,8 +156,8 @@ impl Models {
             PrecisionSetting::Of(precision) => precision.to_string(),
         };
         let ModelOptions { max_length, batch_tokens, .. } = options;
-        let sent = Sent { model, max_length, batch_tokens, precision, session: self.session };
-        serde_json::to_string(&sent).expect("strings and numbers are JSON")
+        let portable = PortableModel { model, max_length, batch_tokens, precision, session: self.session };
+        serde_json::to_string(&portable).expect("strings and numbers are JSON")
     }
 
     /// Returns the counts of each loaded model, by name.
@@ -184,9 +184,9 @@ mod tests {
     fn a_sent_model_is_shared_within_a_session_only() {
         let models = || Models::new(Pool::new(Some(1)).unwrap(), PathBuf::from("/models"));
         let (one, next) = (models(), models());
-        assert_eq!(one.sent("mrpc"), one.sent("mrpc"));
-        assert_ne!(one.sent("mrpc"), next.sent("mrpc"));
-        let (place, options) = next.resolve(&one.sent("mrpc")).unwrap();
+        assert_eq!(one.portable_name("mrpc"), one.portable_name("mrpc"));
+        assert_ne!(one.portable_name("mrpc"), next.portable_name("mrpc"));
+        let (place, options) = next.resolve(&one.portable_name("mrpc")).unwrap();
         assert_eq!(place, Place::Local(PathBuf::from("/models/mrpc")));
         assert_eq!(options.max_length, None);
     }

@@ -53,7 +53,7 @@ impl Predict {
     }
 }
 
-// The schema follows from the other fields.
+// The schema is derived from the other fields.
 impl PartialEq for Predict {
     fn eq(&self, other: &Self) -> bool {
         self.calls == other.calls && self.input == other.input

@@ -110,9 +110,10 @@ impl DeltaSink {
         if let Some(problem) = ids_problem(schema, id).filter(|_| mode == Mode::Merge) {
             return Err(DeltaError::mistake(objects, problem));
         }
-        let there = table.as_ref().filter(|_| mode != Mode::Overwrite).map(DeltaTable::snapshot).transpose();
-        let there = there.map_err(|e| DeltaError::new(objects, &e))?.map(|snapshot| snapshot.snapshot().read_schema());
-        let (mut schema, mut gains_types) = (delta::for_delta(&typed_as(schema, there.as_deref())), false);
+        let existing = table.as_ref().filter(|_| mode != Mode::Overwrite).map(DeltaTable::snapshot).transpose();
+        let existing =
+            existing.map_err(|e| DeltaError::new(objects, &e))?.map(|snapshot| snapshot.snapshot().read_schema());
+        let (mut schema, mut gains_types) = (delta::for_delta(&typed_as(schema, existing.as_deref())), false);
         if let Some(problem) = types_problem(&schema) {
             return Err(DeltaError::mistake(objects, problem));
         }
@@ -130,20 +131,20 @@ impl DeltaSink {
                 );
                 return Err(DeltaError::mistake(objects, problem));
             }
-            let there = snapshot.metadata().partition_columns();
-            if there != partition_by {
+            let existing = snapshot.metadata().partition_columns();
+            if existing != partition_by {
                 let named = |names: &[String]| format!("[{}]", names.join(", "));
                 let problem = format!(
                     "the table is partitioned by {}, and partition_by says {}; make it say the same, or replace the table \
                      with mode = \"overwrite\"",
-                    named(there),
+                    named(existing),
                     named(partition_by)
                 );
                 return Err(DeltaError::mistake(objects, problem));
             }
-            let there = delta::for_delta(&snapshot.snapshot().read_schema());
-            schema = as_in_table(&schema, Some(&there));
-            let is_void = |name: &String| there.field_with_name(name).is_ok_and(|field| field.data_type().is_null());
+            let existing = delta::for_delta(&snapshot.snapshot().read_schema());
+            schema = as_in_table(&schema, Some(&existing));
+            let is_void = |name: &String| existing.field_with_name(name).is_ok_and(|field| field.data_type().is_null());
             gains_types = schema.fields().iter().any(|field| is_void(field.name()) && !field.data_type().is_null());
         } else {
             schema = as_in_table(&schema, None);
@@ -199,7 +200,7 @@ impl DeltaSink {
         let restore = table.clone().restore().with_version_to_restore(version);
         match restore.with_commit_properties(self.properties(None)).await {
             Ok((restored, _)) => self.table = Some(restored),
-            Err(error) if misses_a_file(&error) => tracing::warn!(
+            Err(error) if is_missing_file(&error) => tracing::warn!(
                 "{}: a VACUUM has removed files of version {version}, so rows of an unfinished run stay until \
                  their ids are rejected again ({error})",
                 self.objects
@@ -209,7 +210,7 @@ impl DeltaSink {
         Ok(self)
     }
 
-    /// The version that the run saw; `None` if there was no table.
+    /// Returns the version that the run saw; `None` if there was no table.
     #[must_use]
     pub fn version(&self) -> Option<u64> {
         self.table.as_ref().and_then(DeltaTable::version)
@@ -242,7 +243,7 @@ impl DeltaSink {
         commit.get(PIPELINE) == Some(&self.origin.pipeline) && commit.get(STORE) == Some(&self.origin.store)
     }
 
-    /// The schema of the rows in the types of the table.
+    /// Returns the schema of the rows, with the types of the table.
     #[must_use]
     pub fn schema(&self) -> &SchemaRef {
         &self.schema
@@ -287,7 +288,7 @@ impl DeltaSink {
                     }
                     None => table,
                 },
-                looked => return Err(Unpublished::new(source, looked.is_ok())),
+                lookup => return Err(Unpublished::new(source, lookup.is_ok())),
             },
         };
         Ok(self.committed(&table))
@@ -393,7 +394,7 @@ impl DeltaSink {
         // A second attempt at a commit that was made after all has the same transactions, and conflicts too.
         let lineage = Transaction::new(format!("couplet-store/{store}/{pipeline}"), 1);
         let rejected = rejected.and_then(|version| i64::try_from(version).ok());
-        let rejected = rejected.map(|version| Transaction::new(of_rejected(pipeline), version));
+        let rejected = rejected.map(|version| Transaction::new(rejected_app_id(pipeline), version));
         let transactions = [lineage].into_iter().chain(self.key()).chain(rejected);
         let commit = commit.with_application_transactions(transactions.collect());
         // delta-rs would append to a table that another writer has created meanwhile, without checking its commits.
@@ -401,7 +402,7 @@ impl DeltaSink {
         if self.mode == Mode::Append && !self.is_new() { commit } else { commit.with_max_retries(0) }
     }
 
-    /// The transaction that marks rows as appended under the run's key.
+    /// Returns the transaction that marks rows as appended under the run's key.
     fn key(&self) -> Option<Transaction> {
         let Origin { pipeline, key, .. } = &self.origin;
         let key = key.as_ref().filter(|_| self.mode == Mode::Append)?;
@@ -417,12 +418,13 @@ pub async fn rejected_version(objects: &Objects, pipeline: &str) -> Result<Optio
     let Some(table) = delta::open(objects, None).await? else { return Ok(None) };
     let failed = |e: DeltaTableError| DeltaError::new(objects, &e);
     let state = table.snapshot().map_err(failed)?;
-    let version = state.transaction_version(table.log_store().as_ref(), of_rejected(pipeline)).await.map_err(failed)?;
+    let version =
+        state.transaction_version(table.log_store().as_ref(), rejected_app_id(pipeline)).await.map_err(failed)?;
     Ok(version.and_then(|version| u64::try_from(version).ok()))
 }
 
-/// The application id of the transaction whose version is that of the rejected-rows table.
-fn of_rejected(pipeline: &str) -> String {
+/// Returns the application id of the transaction whose version is that of the rejected-rows table.
+fn rejected_app_id(pipeline: &str) -> String {
     format!("couplet-rejected/{pipeline}")
 }
 
@@ -432,7 +434,7 @@ const STORE: &str = "couplet.store";
 
 /// Returns true if a version cannot be restored because one of its files is missing. The error of delta-rs (1.1) is a
 /// private type, `RestoreError::MissingDataFile`, so its text decides.
-fn misses_a_file(error: &DeltaTableError) -> bool {
+fn is_missing_file(error: &DeltaTableError) -> bool {
     matches!(error, DeltaTableError::GenericError { source } if source.to_string().starts_with("Find missing file"))
 }
 
@@ -454,7 +456,7 @@ mod tests {
     #[test]
     fn a_missing_file_is_told_from_other_errors_of_a_restore() {
         let error = |text: &str| DeltaTableError::GenericError { source: text.into() };
-        assert!(misses_a_file(&error("Find missing file part-0.parquet when restore.")));
-        assert!(!misses_a_file(&error("Either the version or datetime should be provided for restore")));
+        assert!(is_missing_file(&error("Find missing file part-0.parquet when restore.")));
+        assert!(!is_missing_file(&error("Either the version or datetime should be provided for restore")));
     }
 }

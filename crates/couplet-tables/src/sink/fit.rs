@@ -40,28 +40,28 @@ pub fn narrowed(rows: &Schema, table: &Schema) -> Vec<Arc<Field>> {
     let always_fits = |from: &DataType, to: &DataType| {
         from == to || from.is_null() || from.is_string() && to.is_string() || from.is_binary() && to.is_binary()
     };
-    let there = table.fields().iter().filter(|there| {
-        rows.field_with_name(there.name()).is_ok_and(|field| {
-            !always_fits(field.data_type(), there.data_type()) || field.is_nullable() && !there.is_nullable()
+    let target = table.fields().iter().filter(|target| {
+        rows.field_with_name(target.name()).is_ok_and(|field| {
+            !always_fits(field.data_type(), target.data_type()) || field.is_nullable() && !target.is_nullable()
         })
     });
-    there.cloned().collect()
+    target.cloned().collect()
 }
 
 /// Returns true if values of a type can be stored in a column of another, except for single values that do not fit.
-pub(super) fn goes_into(data_type: &DataType, there: &DataType) -> bool {
-    data_type == there || !there.is_nested() && widened(data_type, there).as_ref() == Some(there)
+pub(super) fn is_storable_as(data_type: &DataType, target: &DataType) -> bool {
+    data_type == target || !target.is_nested() && widened(data_type, target).as_ref() == Some(target)
 }
 
 /// Returns the columns with the table's type where their values fit.
 #[must_use]
-pub fn as_there(rows: &Schema, table: &Schema) -> SchemaRef {
+pub fn with_table_types(rows: &Schema, table: &Schema) -> SchemaRef {
     let fields = rows.fields().iter().map(|field| {
-        let there = table.field_with_name(field.name()).ok().map(|there| plain(there.data_type()));
+        let target = table.field_with_name(field.name()).ok().map(|target| plain(target.data_type()));
         // Strings and binary are stored alike, whatever their type in memory.
-        let differs = |there: &DataType| !there.is_string() && !there.is_binary() && !there.is_null();
-        match there.filter(|there| differs(there) && goes_into(field.data_type(), there)) {
-            Some(there) => Arc::new(Field::clone(field).with_data_type(there)),
+        let differs = |target: &DataType| !target.is_string() && !target.is_binary() && !target.is_null();
+        match target.filter(|target| differs(target) && is_storable_as(field.data_type(), target)) {
+            Some(target) => Arc::new(Field::clone(field).with_data_type(target)),
             None => Arc::clone(field),
         }
     });
@@ -76,8 +76,8 @@ fn as_in_table(column: &ArrayRef, field: &Field) -> Result<ArrayRef, DataFusionE
     };
     if !field.is_nullable() && column.logical_null_count() > 0 {
         return misfit(
-            &"it is NULL in a row, and the table was made without NULL in it; COALESCE it in the source query, or replace \
-              the table with mode = \"overwrite\"",
+            &"it is NULL in a row, and the column of the table is NOT NULL; COALESCE it in the source query, or \
+              replace the table with mode = \"overwrite\"",
         );
     }
     if column.data_type() == field.data_type() {
@@ -115,19 +115,19 @@ mod tests {
 
     use super::*;
 
-    fn fitted(column: &ArrayRef, there: DataType, nullable: bool) -> Result<ArrayRef, String> {
-        as_in_table(column, &Field::new("v", there, nullable)).map_err(|e| e.to_string())
+    fn fitted(column: &ArrayRef, target: DataType, nullable: bool) -> Result<ArrayRef, String> {
+        as_in_table(column, &Field::new("v", target, nullable)).map_err(|e| e.to_string())
     }
 
     #[test]
     fn a_column_takes_the_type_of_the_table_or_is_refused() {
         let large: ArrayRef = Arc::new(UInt32Array::from(vec![Some(4_000_000_000), None]));
-        let as_there = fitted(&large, DataType::Int64, true).unwrap();
-        assert_eq!(as_there.as_primitive::<Int64Type>().value(0), 4_000_000_000);
+        let values = fitted(&large, DataType::Int64, true).unwrap();
+        assert_eq!(values.as_primitive::<Int64Type>().value(0), 4_000_000_000);
         let problem = fitted(&large, DataType::Int32, true).unwrap_err();
         assert!(problem.contains("column `v` does not fit the table: ") && problem.contains("4000000000"), "{problem}");
         let problem = fitted(&large, DataType::Int64, false).unwrap_err();
-        assert!(problem.contains("made without NULL in it; COALESCE it in the source query"), "{problem}");
+        assert!(problem.contains("of the table is NOT NULL; COALESCE it in the source query"), "{problem}");
         let empty: ArrayRef = Arc::new(NullArray::new(2));
         assert_eq!(fitted(&empty, DataType::Float64, true).unwrap().null_count(), 2);
     }
@@ -135,8 +135,8 @@ mod tests {
     #[test]
     fn integers_become_floats_only_where_they_are_exact() {
         let exact: ArrayRef = Arc::new(Int64Array::from(vec![Some(1 << 53), None]));
-        let as_there = fitted(&exact, DataType::Float64, true).unwrap();
-        assert_eq!(as_there.as_primitive::<Float64Type>().value(0).to_bits(), 9_007_199_254_740_992_f64.to_bits());
+        let values = fitted(&exact, DataType::Float64, true).unwrap();
+        assert_eq!(values.as_primitive::<Float64Type>().value(0).to_bits(), 9_007_199_254_740_992_f64.to_bits());
         let rounded: ArrayRef = Arc::new(Int64Array::from(vec![(1 << 53) + 1]));
         let problem = fitted(&rounded, DataType::Float64, true).unwrap_err();
         assert!(problem.contains("does not hold every integer here exactly; CAST it to DOUBLE"), "{problem}");

@@ -21,8 +21,8 @@ use parquet::file::properties::WriterProperties;
 use thiserror::Error;
 
 pub use delta::{Committed, DeltaSink, Mode, Unpublished, rejected_version};
-pub use fit::{Misfit, as_there, fitted, narrowed};
-pub use runs::{Over, Part};
+pub use fit::{Misfit, fitted, narrowed, with_table_types};
+pub use runs::{Part, PutCondition};
 pub use stored::parquet_problem;
 
 /// Maximum rows of a row group: enough to compress well, few enough for readers to skip groups and read in parallel.

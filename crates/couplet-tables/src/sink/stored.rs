@@ -86,16 +86,16 @@ fn has_unwritable(data_type: &DataType) -> bool {
     }
 }
 
-/// Maps the types of a schema with `other`, at any depth.
-fn mapped(schema: &SchemaRef, other: &impl Fn(&DataType) -> Option<DataType>) -> SchemaRef {
-    let fields = schema.fields().iter().map(|field| mapped_field(field, other));
+/// Maps the types of a schema, at any depth. Types for which `map` returns `None` are kept.
+fn mapped(schema: &SchemaRef, map: &impl Fn(&DataType) -> Option<DataType>) -> SchemaRef {
+    let fields = schema.fields().iter().map(|field| mapped_field(field, map));
     Arc::new(Schema::new_with_metadata(fields.collect::<Vec<_>>(), schema.metadata().clone()))
 }
 
-fn mapped_field(field: &FieldRef, other: &impl Fn(&DataType) -> Option<DataType>) -> FieldRef {
-    let data_type = other(field.data_type());
+fn mapped_field(field: &FieldRef, map: &impl Fn(&DataType) -> Option<DataType>) -> FieldRef {
+    let data_type = map(field.data_type());
     let data_type = data_type.as_ref().unwrap_or(field.data_type());
-    let inner = |field: &FieldRef| mapped_field(field, other);
+    let inner = |field: &FieldRef| mapped_field(field, map);
     let data_type = match data_type {
         DataType::List(item) => DataType::List(inner(item)),
         DataType::LargeList(item) => DataType::LargeList(inner(item)),
@@ -105,7 +105,7 @@ fn mapped_field(field: &FieldRef, other: &impl Fn(&DataType) -> Option<DataType>
         DataType::Struct(fields) => DataType::Struct(fields.iter().map(inner).collect()),
         DataType::Map(entries, sorted) => DataType::Map(inner(entries), *sorted),
         DataType::Dictionary(keys, values) => {
-            DataType::Dictionary(keys.clone(), Box::new(other(values).unwrap_or_else(|| (**values).clone())))
+            DataType::Dictionary(keys.clone(), Box::new(map(values).unwrap_or_else(|| (**values).clone())))
         }
         data_type => data_type.clone(),
     };

@@ -42,7 +42,7 @@ pub(super) async fn adopt(store: &StoreFolder) -> Result<(), StoreError> {
     tracing::info!("adding checksums to the scores in {}, which an earlier version wrote without them", store.objects);
     let names: Vec<String> = snapshot.log_data().into_iter().map(|file| file.path().to_string()).collect();
     for name in names {
-        take_over(store, &name).await?;
+        migrate_file(store, &name).await?;
     }
     // The log is removed last, as it identifies the files: after a kill, the next run finds the rest.
     for folder in scores.objects.entries().await?.folders.into_iter().filter(|name| name.starts_with("model=")) {
@@ -61,7 +61,7 @@ pub(super) async fn adopt(store: &StoreFolder) -> Result<(), StoreError> {
 }
 
 /// Copies a file of the table to its new name.
-async fn take_over(store: &StoreFolder, name: &str) -> Result<(), StoreError> {
+async fn migrate_file(store: &StoreFolder, name: &str) -> Result<(), StoreError> {
     let scores = store.folder(FOLDER).objects;
     let path = scores.path(name);
     let Some((model, _)) = name.strip_prefix("model=").and_then(|rest| rest.split_once('/')) else { return Ok(()) };

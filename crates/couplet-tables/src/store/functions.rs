@@ -12,44 +12,47 @@ use datafusion::logical_expr::{
 
 use crate::predict::text_values;
 
-/// The key of a text or pair, 16 bytes; NULL if it cannot be scored.
+/// Returns an expression for the key of a text or pair: 16 bytes, or NULL if it cannot be scored.
 #[must_use]
 pub fn text_key(columns: &[String]) -> Expr {
-    call(Answer::Key, columns)
+    call(Output::Key, columns)
 }
 
-/// The reason why a text or pair cannot be scored; NULL if it can.
+/// Returns an expression for the reason why a text or pair cannot be scored; NULL if it can.
 #[must_use]
 pub fn text_error(columns: &[String]) -> Expr {
-    call(Answer::Error, columns)
+    call(Output::Error, columns)
 }
 
-fn call(answer: Answer, columns: &[String]) -> Expr {
-    let function =
-        OfTexts { answer, names: columns.to_vec(), signature: Signature::any(columns.len(), Volatility::Immutable) };
+fn call(output: Output, columns: &[String]) -> Expr {
+    let function = TextFunction {
+        output,
+        names: columns.to_vec(),
+        signature: Signature::any(columns.len(), Volatility::Immutable),
+    };
     let columns = columns.iter().map(|name| Expr::Column(datafusion::common::Column::from_name(name)));
     ScalarUDF::from(function).call(columns.collect())
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Answer {
+enum Output {
     Key,
     Error,
 }
 
 /// A function of one or two text columns. Errors use the column names.
 #[derive(Debug, PartialEq, Eq, Hash)]
-struct OfTexts {
-    answer: Answer,
+struct TextFunction {
+    output: Output,
     names: Vec<String>,
     signature: Signature,
 }
 
-impl ScalarUDFImpl for OfTexts {
+impl ScalarUDFImpl for TextFunction {
     fn name(&self) -> &'static str {
-        match self.answer {
-            Answer::Key => "couplet_text_key",
-            Answer::Error => "couplet_text_error",
+        match self.output {
+            Output::Key => "couplet_text_key",
+            Output::Error => "couplet_text_error",
         }
     }
 
@@ -58,9 +61,9 @@ impl ScalarUDFImpl for OfTexts {
     }
 
     fn return_type(&self, _: &[DataType]) -> Result<DataType> {
-        Ok(match self.answer {
-            Answer::Key => DataType::Binary,
-            Answer::Error => DataType::Utf8,
+        Ok(match self.output {
+            Output::Key => DataType::Binary,
+            Output::Error => DataType::Utf8,
         })
     }
 
@@ -71,18 +74,18 @@ impl ScalarUDFImpl for OfTexts {
         });
         let Some(text) = columns.next().transpose()? else { return internal_err!("there is a column of texts") };
         let window = Window::new(text, columns.next().transpose()?);
-        let answer: ArrayRef = match self.answer {
-            Answer::Key => {
+        let output: ArrayRef = match self.output {
+            Output::Key => {
                 let mut keys = BinaryBuilder::with_capacity(rows, 16 * rows);
                 (0..rows).for_each(|row| keys.append_option(window.key(row)));
                 Arc::new(keys.finish())
             }
-            Answer::Error => {
+            Output::Error => {
                 let mut errors = StringBuilder::new();
                 (0..rows).for_each(|row| errors.append_option(window.rejection(row).map(|r| r.to_string())));
                 Arc::new(errors.finish())
             }
         };
-        Ok(ColumnarValue::Array(answer))
+        Ok(ColumnarValue::Array(output))
     }
 }

@@ -10,7 +10,7 @@ use super::runs::Runs;
 use super::scores::{FOLDER, files_of};
 
 /// Minimum age of unused files of the table of runs, for readers of older versions.
-const READERS: Duration = Duration::hours(24);
+const MIN_AGE: Duration = Duration::hours(24);
 
 /// Counts of what [`collect_garbage`] removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -24,6 +24,7 @@ pub struct Garbage {
 }
 
 /// Removes the scores of all models except `keep`, and leftovers of killed runs. Files that couplet did not write stay.
+/// With `dry_run`, nothing is removed, only counted.
 ///
 /// # Errors
 /// A place that cannot be read or written.
@@ -60,7 +61,7 @@ pub async fn collect_garbage(store: &StoreFolder, keep: &[String], dry_run: bool
         }
     }
     let runs = Runs::of(&store.objects);
-    garbage.files += runs.clean(READERS, dry_run).await?;
+    garbage.files += runs.clean(MIN_AGE, dry_run).await?;
     if let Some(held) = held {
         let staged =
             remove_staged(store).map_err(|error| StoreError::Io { place: store.objects.to_string(), error })?;

@@ -27,7 +27,7 @@ mod stages;
 pub use error::StoreError;
 pub use functions::{text_error, text_key};
 pub use garbage::{Garbage, collect_garbage};
-pub use own::{look, open, remove_staged};
+pub use own::{open, open_existing, remove_staged};
 pub use record::{Outcome, RunRecord, Speed};
 pub use runs::Runs;
 pub use scores::{ScoreStore, model_class};

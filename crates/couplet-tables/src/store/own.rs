@@ -26,7 +26,7 @@ pub(super) const MARKER: &str = "couplet-store.json";
 const FORMAT: u32 = 1;
 
 /// Maximum size of a marker in bytes.
-const LONGEST_MARKER: u64 = 4096;
+const MAX_MARKER_BYTES: u64 = 4096;
 
 /// The folders of a store.
 const FOLDERS: [&str; 4] = ["scores", "runs", "uploads", "cluster"];
@@ -69,7 +69,7 @@ enum Found {
 ///
 /// # Errors
 /// A folder that is not a store; a place that cannot be read.
-pub async fn look(place: &Place) -> Result<Option<StoreFolder>, StoreError> {
+pub async fn open_existing(place: &Place) -> Result<Option<StoreFolder>, StoreError> {
     let objects = Objects::open(place)?;
     Ok(match find(&objects).await? {
         Found::Nothing => None,
@@ -116,7 +116,7 @@ async fn find(objects: &Objects) -> Result<Found, StoreError> {
     let path = objects.path(MARKER);
     let marker = match objects.store.get(&path).await {
         Err(object_store::Error::NotFound { .. }) => return unmarked(objects).await,
-        Ok(found) if found.meta.size > LONGEST_MARKER => None,
+        Ok(found) if found.meta.size > MAX_MARKER_BYTES => None,
         found => {
             let bytes = match found {
                 Ok(found) => found.bytes().await,

@@ -42,7 +42,7 @@ pub enum Outcome {
 impl Outcome {
     const ALL: [Self; 4] = [Self::Done, Self::Failed, Self::Interrupted, Self::Killed];
 
-    /// The name in the table of runs.
+    /// Returns the name in the table of runs.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {

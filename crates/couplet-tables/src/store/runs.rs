@@ -28,7 +28,7 @@ pub struct Runs {
 }
 
 impl Runs {
-    /// The table of runs in a store. Creates nothing.
+    /// Returns the table of runs in a store. Creates nothing.
     #[must_use]
     pub fn of(store: &Objects) -> Self {
         Self { objects: store.folder("runs") }
@@ -110,9 +110,9 @@ impl Runs {
         };
         let batches = match list.await {
             Ok(batches) => batches,
-            Err(noticed) => {
+            Err(error) => {
                 let damaged = delta::data_file(&self.objects, &table, "").await;
-                return Err(damaged.map_or_else(|| self.failed(noticed), |error| self.with_fix(error).into()));
+                return Err(damaged.map_or_else(|| self.failed(error), |error| self.with_fix(error).into()));
             }
         };
         // The scan may return strings as views, and a table of an earlier version lacks columns.

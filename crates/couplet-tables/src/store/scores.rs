@@ -40,7 +40,7 @@ const FILES_TO_COMPACT: usize = 128;
 const SMALL: u64 = 32 << 20;
 
 /// Files verified concurrently.
-const CHECKED_AT_ONCE: usize = 8;
+const CONCURRENT_CHECKS: usize = 8;
 
 /// The key, the fields of a prediction, and the number of tokens read.
 pub(super) static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
@@ -83,7 +83,7 @@ pub(super) async fn files_of(folder: &StoreFolder) -> Result<Vec<ScoreFile>, Obj
     Ok(files)
 }
 
-/// The folder of a model's scores.
+/// Returns the folder of a model's scores.
 pub(super) fn folder_of(store: &StoreFolder, model: &str) -> StoreFolder {
     store.folder(FOLDER).folder(&format!("model={model}"))
 }
@@ -133,7 +133,7 @@ impl ScoreStore {
     ///
     /// # Errors
     /// A place that cannot be read.
-    pub async fn look(store: &StoreFolder, model: String) -> Result<Self, StoreError> {
+    pub async fn open_read_only(store: &StoreFolder, model: String) -> Result<Self, StoreError> {
         Ok(Self::checked(store, model).await?.0)
     }
 
@@ -149,7 +149,7 @@ impl ScoreStore {
             }
             Ok::<_, ObjectsError>((file, found))
         });
-        let mut checks = futures::stream::iter(checks).buffered(CHECKED_AT_ONCE);
+        let mut checks = futures::stream::iter(checks).buffered(CONCURRENT_CHECKS);
         let (mut intact, mut damaged) = (Vec::new(), Vec::new());
         while let Some((file, found)) = checks.try_next().await? {
             match found {
@@ -162,7 +162,7 @@ impl ScoreStore {
                     );
                     damaged.push(file);
                 }
-                // Another process has compacted it just now.
+                // Another process has just compacted it.
                 None => {}
             }
         }
@@ -171,26 +171,26 @@ impl ScoreStore {
         Ok((Self { folder, model, files: intact, damaged: rows, waiting: Vec::new() }, damaged))
     }
 
-    /// The number of scores of this model.
+    /// Returns the number of scores of this model.
     #[must_use]
     pub fn rows(&self) -> u64 {
         self.files.iter().map(|file| file.rows).sum()
     }
 
-    /// The number of scores of this model that were in damaged files.
+    /// Returns the number of scores of this model that were in damaged files.
     #[must_use]
     pub fn damaged(&self) -> u64 {
         self.damaged
     }
 
-    /// Returns the reason why reading the scores failed: the damaged file if there is one, otherwise `noticed`.
-    pub async fn blame<E: From<ObjectsError>>(&self, noticed: E) -> E {
+    /// Returns the reason why reading the scores failed: the damaged file if there is one, otherwise `error`.
+    pub async fn blame<E: From<ObjectsError>>(&self, error: E) -> E {
         match self.check().await {
             Err(ObjectsError { place, problem, trouble: Trouble::Missing }) => {
                 ObjectsError { place, problem, trouble: Trouble::Other }.into()
             }
             Err(error) => error.into(),
-            Ok(()) => noticed,
+            Ok(()) => error,
         }
     }
 
@@ -293,13 +293,13 @@ impl ScoreStore {
         Ok(())
     }
 
-    /// The number of rows buffered in memory, which a kill would lose.
+    /// Returns the number of rows buffered in memory. They are lost if the process is killed.
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.waiting.iter().map(RecordBatch::num_rows).sum()
     }
 
-    /// The memory of the buffered rows, in bytes.
+    /// Returns the memory of the buffered rows, in bytes.
     #[must_use]
     pub fn waiting_bytes(&self) -> usize {
         self.waiting.iter().map(RecordBatch::get_array_memory_size).sum()

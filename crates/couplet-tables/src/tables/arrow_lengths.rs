@@ -225,7 +225,7 @@ impl<F: Read + Seek> Parts<F> {
 
     fn check_batch(&mut self, batch: &RecordBatch, start: u64, body: u64) -> Result<(), String> {
         length(batch.length())?;
-        let most = batch.compression().map(|compression| match compression.codec() {
+        let max_expansion = batch.compression().map(|compression| match compression.codec() {
             CompressionType::ZSTD => ZSTD,
             _ => LZ4,
         });
@@ -234,13 +234,13 @@ impl<F: Read + Seek> Parts<F> {
             if offset.checked_add(size).is_none_or(|end| end > body) {
                 return Err(format!("a buffer of {size} bytes is not in the {body} bytes at byte {start}"));
             }
-            let Some(most) = most.filter(|_| size >= 8) else { continue };
+            let Some(max_expansion) = max_expansion.filter(|_| size >= 8) else { continue };
             let prefix = self.read(start + offset, 8)?;
             let prefix = i64::from_le_bytes(prefix.try_into().unwrap_or_default());
             // -1 marks an uncompressed buffer.
-            let made = if prefix == -1 { 0 } else { length(prefix)? };
-            if made > size.saturating_mul(most).max(ALWAYS_ALLOWED) {
-                return Err(format!("{size} compressed bytes at byte {} would become {made}", start + offset));
+            let claimed = if prefix == -1 { 0 } else { length(prefix)? };
+            if claimed > size.saturating_mul(max_expansion).max(ALWAYS_ALLOWED) {
+                return Err(format!("{size} compressed bytes at byte {} would become {claimed}", start + offset));
             }
         }
         Ok(())

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::CsvOptions;
 use super::delimited::{Records, check_width, names};
-use super::infer::Look;
-use super::text::{Fault, MOST_OF_BATCH, Rows, as_text};
+use super::infer::ColumnInference;
+use super::text::{Fault, MAX_BATCH_BYTES, Rows, as_text};
 use super::values::{Column, Kinds, data_type, form_of, name_of};
 
 /// The columns of a file, with the kinds of values found at its beginning.
@@ -33,11 +33,11 @@ impl CsvColumns {
     }
 }
 
-impl Look for CsvColumns {
+impl ColumnInference for CsvColumns {
     /// None for a file without a line.
-    type Found = Option<FileColumns>;
+    type Columns = Option<FileColumns>;
 
-    fn look(&mut self, bytes: Option<&[u8]>) -> Result<(), Fault> {
+    fn push(&mut self, bytes: Option<&[u8]>) -> Result<(), Fault> {
         match bytes {
             Some(bytes) => self.records.push(bytes),
             None => self.records.end(),
@@ -58,7 +58,7 @@ impl Look for CsvColumns {
         Ok(())
     }
 
-    fn found(self) -> Self::Found {
+    fn finish(self) -> Self::Columns {
         self.columns
     }
 }
@@ -252,7 +252,7 @@ impl Rows for CsvRows {
                 Some(width) => check_width(&self.records, width)?,
             }
             self.add()?;
-            if self.rows == self.batch_size || self.bytes > MOST_OF_BATCH {
+            if self.rows == self.batch_size || self.bytes > MAX_BATCH_BYTES {
                 batches.push_back(self.batch()?);
             }
         }

@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 /// The SQL name of a pipeline's sink, whatever the pipeline is called. The files in `sql/` use it.
 pub const PREDICTIONS: &str = "predictions";
 
-/// A location as its user wrote it: a file, a folder (ends in `/` or has no extension), or a glob.
+/// A location as the user wrote it: a file, a folder (ends in `/` or has no extension), or a glob.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Location {
-    /// The written text, variables not replaced; for messages.
+    /// The text as written, with variables not yet replaced; for messages.
     pub written: String,
     /// The place with its variables replaced; a path is resolved against the folder of the file that names it.
     pub place: Place,

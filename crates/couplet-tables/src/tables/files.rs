@@ -25,15 +25,15 @@ use super::arrow_lengths;
 use super::diagnose::{self, Broken};
 use super::format::{ending, endings, file_format, format_of_name, other_endings};
 use super::hive;
-use super::skipped_files::LeftOut;
+use super::skipped_files::SkippedFiles;
 use super::{Table, TableFormat};
 use crate::types::FileSchema;
 
 /// The maximum size in bytes of a file in a bucket that is downloaded only to locate damage.
 const MAX_BYTES_TO_DIAGNOSE: u64 = 1 << 30;
 
-/// The number of footers and file heads that are read concurrently.
-pub(super) const READS_UNDER_WAY: usize = 32;
+/// The number of footers, file heads and metadata requests that are read concurrently.
+pub(super) const CONCURRENT_READS: usize = 32;
 
 /// Reads the schema of a Parquet file.
 pub(super) async fn parquet_schema(
@@ -58,7 +58,7 @@ pub(super) struct Files {
     pub(super) root: Key,
     pub(super) list: Vec<ObjectMeta>,
     /// Files in the folder that are not part of the table.
-    pub(super) left_out: LeftOut,
+    pub(super) skipped: SkippedFiles,
 }
 
 /// Opens the store of a location through the session, which may pin file versions, and registers it in the session.
@@ -78,7 +78,7 @@ fn open(runtime: &RuntimeEnv, place: &Place) -> Result<(Objects, ObjectStoreUrl)
 }
 
 /// The resolved meaning of a location.
-enum Named {
+enum Resolved {
     File(ObjectMeta),
     /// A folder, with the pattern that file names must match, if there is one.
     Folder(Key, Option<ListingTableUrl>),
@@ -93,22 +93,22 @@ impl Files {
             Place::Remote(remote) => in_bucket(remote, &objects).await?,
             _ => local(place.local().unwrap_or(Path::new("")), table, &objects).await?,
         };
-        let (root, mut list, left_out) = match named {
-            Named::File(file) => (file.location.clone(), vec![file], LeftOut::default()),
-            Named::Folder(root, pattern) => {
+        let (root, mut list, skipped) = match named {
+            Resolved::File(file) => (file.location.clone(), vec![file], SkippedFiles::default()),
+            Resolved::Folder(root, pattern) => {
                 let listed = match pattern {
                     None => objects.store.list(Some(&root)).try_collect().await,
                     Some(_) => objects.store.list_with_delimiter(Some(&root)).await.map(|found| found.objects),
                 };
                 let listed: Vec<ObjectMeta> = listed.map_err(|e| Problem::from(objects.error(&e)))?;
-                let (list, mut left_out) = chosen(listed, &root, table, pattern.as_ref());
+                let (list, mut skipped) = select_files(listed, &root, table, pattern.as_ref());
                 if let Place::Local(_) = place {
-                    left_out.find_dangling_links(Path::new(&format!("/{root}")), pattern.is_none());
+                    skipped.find_dangling_links(Path::new(&format!("/{root}")), pattern.is_none());
                 }
                 if list.is_empty() {
-                    return Err(none_found(place, &table.format, pattern.is_some(), &left_out).into());
+                    return Err(no_files_message(place, &table.format, pattern.is_some(), &skipped).into());
                 }
-                (root, list, left_out)
+                (root, list, skipped)
             }
         };
         let shown = |meta: &ObjectMeta| objects.place_of(&meta.location);
@@ -122,17 +122,17 @@ impl Files {
             return Err(format!("{} is empty; its first line would name the columns", shown(&list[0])).into());
         }
         list.sort_by(|a, b| a.location.cmp(&b.location));
-        Ok(Self { objects, store, root, list, left_out })
+        Ok(Self { objects, store, root, list, skipped })
     }
 
     /// Looks up the files at these paths, all of which must exist.
     pub(super) async fn named(runtime: &RuntimeEnv, place: &Place, paths: &[Key]) -> Result<Self, Problem> {
         let (objects, store) = open(runtime, place)?;
-        let looked = paths.iter().map(|path| async {
+        let heads = paths.iter().map(|path| async {
             objects.store.head(path).await.map_err(|e| Problem::from(objects.error_at(path, &e)))
         });
-        let list = futures::stream::iter(looked.collect::<Vec<_>>()).buffered(READS_UNDER_WAY).try_collect().await?;
-        Ok(Self { root: objects.root.clone(), objects, store, list, left_out: LeftOut::default() })
+        let list = futures::stream::iter(heads.collect::<Vec<_>>()).buffered(CONCURRENT_READS).try_collect().await?;
+        Ok(Self { root: objects.root.clone(), objects, store, list, skipped: SkippedFiles::default() })
     }
 
     /// Describes the current size, tag and modification time of each file.
@@ -167,7 +167,7 @@ impl Files {
                 }
             }
         });
-        futures::stream::iter(read.collect::<Vec<_>>()).buffered(READS_UNDER_WAY).try_collect().await
+        futures::stream::iter(read.collect::<Vec<_>>()).buffered(CONCURRENT_READS).try_collect().await
     }
 
     /// Turns a `DataFusion` error from reading the files into a problem of the table.
@@ -185,7 +185,7 @@ impl Files {
     ///
     /// # Errors
     /// A file that cannot be read.
-    pub(super) async fn with_wrong_lengths(&self, format: &TableFormat) -> Result<Option<Broken>, Problem> {
+    pub(super) async fn first_with_wrong_lengths(&self, format: &TableFormat) -> Result<Option<Broken>, Problem> {
         if !matches!(format, TableFormat::Arrow) {
             return Ok(None);
         }
@@ -195,7 +195,7 @@ impl Files {
             let file = self.objects.place_of(&meta.location).to_string();
             Ok::<_, Problem>(problem.map(|problem| Broken { file, line: None, problem }))
         });
-        let mut checked = futures::stream::iter(checked.collect::<Vec<_>>()).buffered(READS_UNDER_WAY);
+        let mut checked = futures::stream::iter(checked.collect::<Vec<_>>()).buffered(CONCURRENT_READS);
         while let Some(broken) = checked.next().await.transpose()? {
             if broken.is_some() {
                 return Ok(broken);
@@ -231,17 +231,17 @@ impl Files {
 }
 
 /// Selects the files of a folder that belong to the table.
-fn chosen(
+fn select_files(
     mut listed: Vec<ObjectMeta>,
     root: &Key,
     table: &Table,
     pattern: Option<&ListingTableUrl>,
-) -> (Vec<ObjectMeta>, LeftOut) {
-    let mut left_out = LeftOut::default();
+) -> (Vec<ObjectMeta>, SkippedFiles) {
+    let mut skipped = SkippedFiles::default();
     listed.sort_by(|a, b| a.location.cmp(&b.location));
     let (mut list, mut with_other_ending, mut without_ending) = (Vec::new(), Vec::new(), Vec::new());
     // A pattern that itself begins with `.` or `_` matches hidden files.
-    let means_hidden = pattern
+    let matches_hidden = pattern
         .is_some_and(|pattern| pattern.get_glob().as_ref().is_some_and(|glob| glob.as_str().starts_with(['.', '_'])));
     let is_hidden = |name: &str| name.starts_with(['.', '_']) && !name.contains('=');
     for file in listed {
@@ -252,10 +252,10 @@ fn chosen(
             continue;
         }
         let below = hive::below(root, &file.location);
-        if folders.iter().any(|folder| is_hidden(folder)) || is_hidden(name) && !means_hidden {
-            left_out.hidden(below);
+        if folders.iter().any(|folder| is_hidden(folder)) || is_hidden(name) && !matches_hidden {
+            skipped.hidden(below);
         } else if folders.iter().any(|folder| !folder.contains('=')) {
-            left_out.in_folder(below);
+            skipped.in_folder(below);
         } else if pattern.is_some() || endings(&table.format).contains(&ending(name).as_str()) {
             list.push(file);
         } else if other_endings(&table.format).contains(&ending(name).as_str()) {
@@ -263,7 +263,7 @@ fn chosen(
         } else if !name.contains('.') {
             without_ending.push(file);
         } else {
-            left_out.other(below);
+            skipped.other(below);
         }
     }
     // BigQuery and Spark may write names without an extension. If other files have the extension, such a file is
@@ -273,36 +273,36 @@ fn chosen(
             list = others;
         } else {
             for file in &others {
-                left_out.other(hive::below(root, &file.location));
+                skipped.other(hive::below(root, &file.location));
             }
         }
     }
-    (list, left_out)
+    (list, skipped)
 }
 
 /// Returns the message for a folder without files of the table's format.
-fn none_found(place: &Place, format: &TableFormat, is_glob: bool, left_out: &LeftOut) -> String {
+fn no_files_message(place: &Place, format: &TableFormat, is_glob: bool, skipped: &SkippedFiles) -> String {
     if is_glob {
         let hint = place.local().and_then(not_replaced);
         return format!("no file matches {place}{}", hint.unwrap_or_default());
     }
     let wanted = endings(format).iter().map(|ending| format!("*.{ending}")).collect::<Vec<_>>().join(" or ");
-    let others = left_out.others().find_map(|name| Some((name, format_of_name(name)?)));
+    let others = skipped.others().find_map(|name| Some((name, format_of_name(name)?)));
     let hint = match others {
         Some((name, format)) => format!("; it has {name}, which {{ uri = \"…\", format = \"{format}\" }} reads"),
-        None => left_out.to_string(),
+        None => skipped.to_string(),
     };
     format!("folder {place} has no {wanted} file{hint}")
 }
 
 /// Resolves a local path. An existing path is taken literally; otherwise glob characters make it a pattern.
-async fn local(path: &Path, table: &Table, objects: &Objects) -> Result<Named, Problem> {
+async fn local(path: &Path, table: &Table, objects: &Objects) -> Result<Resolved, Problem> {
     if path.is_dir() {
-        return Ok(Named::Folder(objects.root.clone(), None));
+        return Ok(Resolved::Folder(objects.root.clone(), None));
     }
     if path.exists() {
         let found = objects.head().await?;
-        return found.map(Named::File).ok_or_else(|| format!("{} cannot be read", table.location).into());
+        return found.map(Resolved::File).ok_or_else(|| format!("{} cannot be read", table.location).into());
     }
     if let Ok(target) = path.read_link() {
         return Err(format!("{} is a link to {}, which does not exist", path.display(), target.display()).into());
@@ -317,7 +317,7 @@ async fn local(path: &Path, table: &Table, objects: &Objects) -> Result<Named, P
         }
         let above =
             Objects::open(&Place::Local(if folder.as_os_str().is_empty() { ".".into() } else { folder.into() }))?;
-        return Ok(Named::Folder(above.root, Some(pattern(&name.to_string_lossy(), table)?)));
+        return Ok(Resolved::Folder(above.root, Some(pattern(&name.to_string_lossy(), table)?)));
     }
     match pattern_for_folders(path) {
         Some(problem) => Err(problem.into()),
@@ -333,11 +333,11 @@ fn pattern(text: &str, table: &Table) -> Result<ListingTableUrl, String> {
 
 /// Resolves a key in a bucket. Only the server knows whether a key is a file or a folder: a key with an object of
 /// exactly that name is a file.
-async fn in_bucket(remote: &Remote, objects: &Objects) -> Result<Named, Problem> {
+async fn in_bucket(remote: &Remote, objects: &Objects) -> Result<Resolved, Problem> {
     let key = remote.key();
     let is_folder = key.is_empty() || key.ends_with('/');
     if !is_folder && let Some(file) = objects.head().await? {
-        return Ok(Named::File(file));
+        return Ok(Resolved::File(file));
     }
     if objects.place.is_glob() {
         if let Some(problem) = pattern_for_folders(Path::new(&remote.to_string())) {
@@ -346,10 +346,10 @@ async fn in_bucket(remote: &Remote, objects: &Objects) -> Result<Named, Problem>
         let (folder, name) = key.rsplit_once('/').unwrap_or(("", key));
         let pattern = ListingTableUrl::parse("file:///").and_then(|root| root.with_glob(name));
         let pattern = pattern.map_err(|e| format!("{remote}: {}", e.strip_backtrace()))?;
-        return Ok(Named::Folder(Key::parse(folder).map_err(|e| e.to_string())?, Some(pattern)));
+        return Ok(Resolved::Folder(Key::parse(folder).map_err(|e| e.to_string())?, Some(pattern)));
     }
     if objects.has_children().await? {
-        return Ok(Named::Folder(objects.root.clone(), None));
+        return Ok(Resolved::Folder(objects.root.clone(), None));
     }
     let problem = match nearest_object(remote, objects).await {
         Ok(hint) if key.is_empty() => format!("{remote} is empty{hint}"),

@@ -21,16 +21,16 @@ const MIN_BYTES_PER_FILE: u64 = 64 << 10;
 /// The number of files that are read concurrently.
 const CONCURRENT_FILES: usize = 16;
 
-/// Infers the columns of one file.
-pub(super) trait Look: Send + 'static {
+/// Infers the columns of one file from its first bytes.
+pub(super) trait ColumnInference: Send + 'static {
     /// The inferred columns.
-    type Found: Send + 'static;
+    type Columns: Send + 'static;
 
     /// Takes the next bytes, or `None` at the end of the file.
-    fn look(&mut self, bytes: Option<&[u8]>) -> Result<(), Fault>;
+    fn push(&mut self, bytes: Option<&[u8]>) -> Result<(), Fault>;
 
     /// Returns the columns inferred so far.
-    fn found(self) -> Self::Found;
+    fn finish(self) -> Self::Columns;
 }
 
 /// Infers the merged columns of a table's text files. Returns none for other formats.
@@ -41,12 +41,12 @@ pub(super) async fn layout(files: &Files, format: &TableFormat) -> Result<Option
     };
     Ok(Some(match format {
         TableFormat::Csv(options) => {
-            let found = look_at_all(files, || CsvColumns::new(options)).await?;
+            let found = infer_all(files, || CsvColumns::new(options)).await?;
             let columns = found.into_iter().map(|(columns, _)| columns).collect();
             Layout::Csv(CsvLayout::of(columns, options).map_err(|(index, problem)| refused(index, problem))?)
         }
         TableFormat::Json { types } => {
-            let found = look_at_all(files, JsonColumns::new).await?;
+            let found = infer_all(files, JsonColumns::new).await?;
             let is_complete = found.iter().all(|(_, is_complete)| *is_complete);
             let shapes = found.into_iter().map(|(shape, _)| shape).collect();
             Layout::Json(JsonLayout::of(shapes, types, is_complete).map_err(|problem| refused(0, problem))?)
@@ -56,35 +56,38 @@ pub(super) async fn layout(files: &Files, format: &TableFormat) -> Result<Option
 }
 
 /// Reads the beginning of each file. The flag is true if the file was read to its end.
-async fn look_at_all<L: Look>(files: &Files, new: impl Fn() -> L) -> Result<Vec<(L::Found, bool)>, DataFusionError> {
+async fn infer_all<L: ColumnInference>(
+    files: &Files,
+    new: impl Fn() -> L,
+) -> Result<Vec<(L::Columns, bool)>, DataFusionError> {
     let bytes = (BYTES_TO_INFER_FROM / files.list.len().max(1) as u64).max(MIN_BYTES_PER_FILE);
-    let mut looks = Vec::with_capacity(files.list.len());
+    let mut inferences = Vec::with_capacity(files.list.len());
     for file in &files.list {
-        let (objects, file, look) = (files.objects.clone(), file.location.clone(), new());
-        let look = async move {
-            let looked = tokio::spawn(async move { look_at(&objects, &file, look, bytes).await }).await;
-            looked.map_err(|e| DataFusionError::External(e.into()))?
+        let (objects, file, inference) = (files.objects.clone(), file.location.clone(), new());
+        let inference = async move {
+            let joined = tokio::spawn(async move { infer_file(&objects, &file, inference, bytes).await }).await;
+            joined.map_err(|e| DataFusionError::External(e.into()))?
         };
-        looks.push(look.boxed());
+        inferences.push(inference.boxed());
     }
-    stream::iter(looks).buffered(CONCURRENT_FILES).try_collect().await
+    stream::iter(inferences).buffered(CONCURRENT_FILES).try_collect().await
 }
 
-async fn look_at<L: Look>(
+async fn infer_file<L: ColumnInference>(
     objects: &Objects,
     file: &Path,
-    mut look: L,
+    mut inference: L,
     bytes: u64,
-) -> Result<(L::Found, bool), DataFusionError> {
+) -> Result<(L::Columns, bool), DataFusionError> {
     let mut chunks = Chunks::open(&objects.store, file, 0).await?;
     let mut read = 0;
     while read < bytes {
         let chunk = chunks.next().await.map_err(|e| e.of(objects, file))?;
-        look.look(chunk.as_deref()).map_err(|fault| fault.of(objects, file))?;
+        inference.push(chunk.as_deref()).map_err(|fault| fault.of(objects, file))?;
         match chunk {
             Some(chunk) => read += chunk.len() as u64,
-            None => return Ok((look.found(), true)),
+            None => return Ok((inference.finish(), true)),
         }
     }
-    Ok((look.found(), false))
+    Ok((inference.finish(), false))
 }

@@ -23,8 +23,8 @@ use serde::{Deserialize, Serialize};
 use self::parse::{Edit, Parser};
 use self::shape::Shape;
 use super::ColumnTypes;
-use super::infer::Look;
-use super::text::{Fault, MOST_OF_BATCH, Rows, as_text};
+use super::infer::ColumnInference;
+use super::text::{Fault, MAX_BATCH_BYTES, Rows, as_text};
 use super::values::{Column, data_type, form_of, name_of};
 
 /// Splits bytes that arrive in chunks into lines.
@@ -82,10 +82,10 @@ impl JsonColumns {
     }
 }
 
-impl Look for JsonColumns {
-    type Found = Shape;
+impl ColumnInference for JsonColumns {
+    type Columns = Shape;
 
-    fn look(&mut self, bytes: Option<&[u8]>) -> Result<(), Fault> {
+    fn push(&mut self, bytes: Option<&[u8]>) -> Result<(), Fault> {
         self.lines.push(bytes);
         while let Some((text, line, _)) = self.lines.advance() {
             self.parser.parse(text, line, &mut self.shape)?;
@@ -93,7 +93,7 @@ impl Look for JsonColumns {
         Ok(())
     }
 
-    fn found(self) -> Shape {
+    fn finish(self) -> Shape {
         self.shape
     }
 }
@@ -276,7 +276,7 @@ impl JsonRows {
             let read = self.decoder.decode(&self.written[at..])?;
             at += read;
             self.bytes += read;
-            if at < self.written.len() || self.bytes > MOST_OF_BATCH {
+            if at < self.written.len() || self.bytes > MAX_BATCH_BYTES {
                 batches.extend(self.decoder.flush()?);
                 self.bytes = 0;
             }

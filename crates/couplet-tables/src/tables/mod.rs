@@ -170,7 +170,7 @@ async fn open_once(context: &SessionContext, table: &Table) -> Result<Arc<dyn Ta
         return Ok(provider);
     }
     let files = Files::find(&context.runtime_env(), table).await.map_err(|e| TableError::new(table, e))?;
-    let broken = files.with_wrong_lengths(&table.format).await.map_err(|e| TableError::new(table, e))?;
+    let broken = files.first_with_wrong_lengths(&table.format).await.map_err(|e| TableError::new(table, e))?;
     if let Some(broken) = broken {
         return Err(TableError::new(table, broken.to_string()));
     }
@@ -189,9 +189,9 @@ async fn open_once(context: &SessionContext, table: &Table) -> Result<Arc<dyn Ta
             return Err(TableError::new(table, problem));
         }
     };
-    let left_out = files.left_out.to_string();
-    if !left_out.is_empty() {
-        tracing::warn!("table `{}`: {}{left_out}", table.name, table.location.place);
+    let skipped = files.skipped.to_string();
+    if !skipped.is_empty() {
+        tracing::warn!("table `{}`: {}{skipped}", table.name, table.location.place);
     }
     Ok(provider)
 }

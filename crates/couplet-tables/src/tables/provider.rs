@@ -162,8 +162,8 @@ impl FileTable {
         let names = self.partition_names();
         let mut rows = Vec::with_capacity(files.list.len());
         for meta in &files.list {
-            let values =
-                hive::values(&files.root, &meta.location, &names).ok_or_else(|| outside(files, meta, &names))?;
+            let values = hive::values(&files.root, &meta.location, &names)
+                .ok_or_else(|| outside_partitions(files, meta, &names))?;
             let values = values.into_iter().zip(&self.partitions).map(|(value, field)| {
                 ScalarValue::Utf8(value).cast_to(field.data_type()).map_err(|_| {
                     let problem = format!(
@@ -203,7 +203,7 @@ impl FileTable {
 
 /// The JSON form of a table for another process.
 #[derive(Serialize, Deserialize)]
-struct Sent<L> {
+struct SerializedTable<L> {
     table: Table,
     named: Option<Vec<String>>,
     /// None for binary files.
@@ -223,7 +223,7 @@ impl FileTable {
             Reader::Binary(_) => None,
             Reader::Text(layout) => Some(&**layout),
         };
-        serde_json::to_vec(&Sent {
+        serde_json::to_vec(&SerializedTable {
             table: self.table.clone(),
             named: self.named.as_ref().map(|paths| paths.iter().map(Key::to_string).collect()),
             layout,
@@ -238,8 +238,8 @@ impl FileTable {
     /// # Errors
     /// JSON that is not of such a table.
     pub fn from_json(json: &[u8]) -> serde_json::Result<Self> {
-        let Sent { table, named, layout, file_schema, partitions, schema } =
-            serde_json::from_slice::<Sent<Layout>>(json)?;
+        let SerializedTable { table, named, layout, file_schema, partitions, schema } =
+            serde_json::from_slice::<SerializedTable<Layout>>(json)?;
         let named = named.map(|paths| paths.into_iter().map(Key::parse).collect::<Result<_, _>>());
         let named = named.transpose().map_err(serde_json::Error::custom)?;
         let reader = match layout {
@@ -264,12 +264,12 @@ fn partitions(table: &Table, files: &Files) -> Result<Vec<String>> {
     let lacks =
         |meta: &&object_store::ObjectMeta| hive::values(&files.root, &meta.location, &table.partitions).is_none();
     match files.list.iter().find(lacks) {
-        Some(meta) => Err(outside(files, meta, &table.partitions)),
+        Some(meta) => Err(outside_partitions(files, meta, &table.partitions)),
         None => Ok(table.partitions.clone()),
     }
 }
 
-fn outside(files: &Files, meta: &object_store::ObjectMeta, partitions: &[String]) -> DataFusionError {
+fn outside_partitions(files: &Files, meta: &object_store::ObjectMeta, partitions: &[String]) -> DataFusionError {
     let folders: Vec<_> = partitions.iter().map(|name| format!("{name}=…/")).collect();
     let folders = folders.concat();
     broken(files, meta, format!("it is not in a folder {folders}, as the partitions of the table are"))
@@ -308,12 +308,12 @@ impl TableProvider for FileTable {
         }
         let mut statistics = Statistics::new_unknown(&self.schema);
         if let Reader::Binary(format) = &self.reader {
-            let at_once = state.config_options().execution.meta_fetch_concurrency.get();
+            let concurrency = state.config_options().execution.meta_fetch_concurrency.get();
             let mut measured = Vec::with_capacity(list.len());
             for file in list {
                 measured.push(self.measured(state, format, &files, file).boxed());
             }
-            list = stream::iter(measured).buffered(at_once).try_collect().await?;
+            list = stream::iter(measured).buffered(concurrency).try_collect().await?;
             let all = list.iter().filter_map(|file| file.statistics.as_deref());
             statistics = Statistics::try_merge_iter(all, &self.schema)?;
         } else {

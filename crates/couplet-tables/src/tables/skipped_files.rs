@@ -11,14 +11,14 @@ const MAX_SHOWN: usize = 3;
 
 /// The files that are not read, by reason.
 #[derive(Debug, Default)]
-pub(super) struct LeftOut {
+pub(super) struct SkippedFiles {
     hidden: Vec<String>,
     in_folders: Vec<String>,
     others: Vec<String>,
     dangling: Vec<String>,
 }
 
-impl LeftOut {
+impl SkippedFiles {
     /// Adds a file that is hidden: its name, or that of its folder, begins with `.` or `_`. Spark's marker files and
     /// checksums are not reported.
     pub(super) fn hidden(&mut self, name: &str) {
@@ -64,8 +64,8 @@ impl LeftOut {
     }
 }
 
-impl fmt::Display for LeftOut {
-    /// `; left out: …`, or nothing.
+impl fmt::Display for SkippedFiles {
+    /// Writes `; left out: …`, or nothing.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kinds = [
             (&self.hidden, "hidden, as the name begins with . or _"),

@@ -46,7 +46,7 @@ pub struct Snapshot(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// Pins by URL.
+    /// The pinned version of each file, by URL.
     pins: HashMap<String, Pin>,
     held: usize,
     /// A file that was found in another version than the pinned one.

@@ -44,7 +44,7 @@ const CHUNK: usize = 256 << 10;
 const CHUNKS_AHEAD: usize = 4;
 
 /// A record batch ends once it holds this many bytes of text, however few rows it has.
-pub(super) const MOST_OF_BATCH: usize = 64 << 20;
+pub(super) const MAX_BATCH_BYTES: usize = 64 << 20;
 
 /// A problem in a file and its line.
 #[derive(Debug)]
@@ -233,7 +233,7 @@ impl TextSource {
 
 /// The state that another process needs in addition to the plan to read the files in the same way.
 #[derive(Serialize, Deserialize)]
-struct Sent<L> {
+struct SerializedSource<L> {
     layout: L,
     place: Place,
     is_divisible: bool,
@@ -246,7 +246,7 @@ impl TextSource {
     /// An option without a JSON form.
     pub fn to_json(&self) -> serde_json::Result<Vec<u8>> {
         let (place, is_divisible) = (self.objects.place.clone(), self.is_divisible);
-        serde_json::to_vec(&Sent { layout: &*self.layout, place, is_divisible })
+        serde_json::to_vec(&SerializedSource { layout: &*self.layout, place, is_divisible })
     }
 
     /// Deserializes a source sent by another process.
@@ -254,7 +254,8 @@ impl TextSource {
     /// # Errors
     /// JSON that is not of such a source, or a place that cannot be opened.
     pub fn from_json(json: &[u8], table_schema: TableSchema) -> Result<Self> {
-        let sent: Sent<Layout> = serde_json::from_slice(json).map_err(|e| DataFusionError::External(Box::new(e)))?;
+        let sent: SerializedSource<Layout> =
+            serde_json::from_slice(json).map_err(|e| DataFusionError::External(Box::new(e)))?;
         let objects = Objects::open(&sent.place).map_err(|e| DataFusionError::External(Box::new(e)))?;
         Ok(Self::new(Arc::new(sent.layout), objects, sent.is_divisible, table_schema))
     }

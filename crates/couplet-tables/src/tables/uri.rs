@@ -50,8 +50,8 @@ const EXTENSIONS: &str = ".parquet, .csv, .tsv, .tab, .json, .ndjson, .jsonl, .a
 /// Help for a table whose format cannot be inferred, in a file and on the command line.
 const NAME_FORMAT: &str = "write a table with its format: `{ uri = \"…\", format = \"csv\" }`";
 
-/// Creates a table from a URI alone, as in `--table NAME=URI`. The extension selects the format, a relative path starts
-/// at the current folder, and variables are not replaced. `URI@3` is version 3 of a Delta table.
+/// Creates a table from a URI alone, as in `--table NAME=URI`. The extension selects the format, a relative path is
+/// resolved against the current folder, and variables are not replaced. `URI@3` is version 3 of a Delta table.
 ///
 /// # Errors
 /// A one-line message about an invalid name or URI.

@@ -57,7 +57,7 @@ impl Kinds {
         self.0 & other.0 != 0
     }
 
-    pub(super) fn only(self, kinds: Self) -> bool {
+    pub(super) fn is_subset_of(self, kinds: Self) -> bool {
         self.0 & !kinds.0 == 0
     }
 
@@ -133,14 +133,14 @@ impl Kinds {
         };
         match self {
             Self(0) => DataType::Null,
-            _ if self.only(Self::BOOLEAN) => DataType::Boolean,
-            _ if self.only(INTEGERS) => DataType::Int64,
-            _ if self.only(Self::SMALL.and(Self::LARGE).and(Self::UNSIGNED)) => DataType::UInt64,
-            _ if self.has(Self::FLOAT) && self.only(floats) => DataType::Float64,
-            _ if self.only(Self::DATE) => DataType::Date32,
+            _ if self.is_subset_of(Self::BOOLEAN) => DataType::Boolean,
+            _ if self.is_subset_of(INTEGERS) => DataType::Int64,
+            _ if self.is_subset_of(Self::SMALL.and(Self::LARGE).and(Self::UNSIGNED)) => DataType::UInt64,
+            _ if self.has(Self::FLOAT) && self.is_subset_of(floats) => DataType::Float64,
+            _ if self.is_subset_of(Self::DATE) => DataType::Date32,
             _ if self.has(Self::FAR) && self.has(Self::NANOS) => DataType::Utf8,
-            _ if self.only(UNITS.and(Self::NAIVE)) => DataType::Timestamp(unit, None),
-            _ if self.only(UNITS.and(Self::ZULU)) => DataType::Timestamp(unit, Some("+00:00".into())),
+            _ if self.is_subset_of(UNITS.and(Self::NAIVE)) => DataType::Timestamp(unit, None),
+            _ if self.is_subset_of(UNITS.and(Self::ZULU)) => DataType::Timestamp(unit, Some("+00:00".into())),
             _ => DataType::Utf8,
         }
     }

@@ -17,7 +17,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::ObjectStoreExt as _;
 use object_store::path::Path;
 
-use super::files::{Files, READS_UNDER_WAY, parquet_schema};
+use super::files::{CONCURRENT_READS, Files, parquet_schema};
 use super::provider::FileTable;
 use super::{Problem, TableError, presented};
 use super::{Table, TableFormat};
@@ -90,8 +90,8 @@ fn may_be(table: &Table) -> bool {
         TableFormat::Delta { .. } | TableFormat::Runs { .. } => true,
         TableFormat::Parquet => {
             // An existing folder is taken literally, even if its name has glob characters.
-            let is_there = matches!(place, Place::Local(path) if path.is_dir());
-            (is_there || !place.is_glob()) && place.is_folder() && table.partitions.is_empty()
+            let exists = matches!(place, Place::Local(path) if path.is_dir());
+            (exists || !place.is_glob()) && place.is_folder() && table.partitions.is_empty()
         }
         _ => false,
     }
@@ -148,7 +148,7 @@ async fn schemas_of(
         let meta = objects.store.head(path).await?;
         parquet_schema(footers, &objects.store, &meta, objects.place_of(path).to_string()).await
     });
-    futures::stream::iter(read.collect::<Vec<_>>()).buffered(READS_UNDER_WAY).try_collect().await
+    futures::stream::iter(read.collect::<Vec<_>>()).buffered(CONCURRENT_READS).try_collect().await
 }
 
 /// Returns the schemas of the complete runs in a folder, one per file.

@@ -14,11 +14,11 @@ use crate::sink::fit;
 /// type yet.
 pub(super) fn as_in_table(schema: &Schema, table: Option<&Schema>) -> Schema {
     let fields = schema.fields().iter().map(|field| {
-        let there = table.and_then(|table| table.field_with_name(field.name()).ok());
+        let existing = table.and_then(|table| table.field_with_name(field.name()).ok());
         // A new column is nullable: it may have NULLs in a later run.
-        let field = Field::clone(field).with_nullable(there.is_none_or(Field::is_nullable));
-        match there.map(Field::data_type).filter(|there| !there.is_null()) {
-            Some(there) => field.with_data_type(there.clone()),
+        let field = Field::clone(field).with_nullable(existing.is_none_or(Field::is_nullable));
+        match existing.map(Field::data_type).filter(|existing| !existing.is_null()) {
+            Some(existing) => field.with_data_type(existing.clone()),
             None => field,
         }
     });
@@ -27,21 +27,21 @@ pub(super) fn as_in_table(schema: &Schema, table: Option<&Schema>) -> Schema {
 
 /// Takes types from the table for fields within lists and structs that are NULL in every row.
 pub(super) fn typed_as(schema: &Schema, table: Option<&Schema>) -> Schema {
-    fn nested(data_type: &DataType, there: &DataType) -> DataType {
-        let field = |field: &Field, there: &Field| {
-            Arc::new(field.clone().with_data_type(match (field.data_type(), there.data_type()) {
-                (DataType::Null, there) => there.clone(),
-                (data_type, there) => nested(data_type, there),
+    fn nested(data_type: &DataType, existing: &DataType) -> DataType {
+        let field = |field: &Field, existing: &Field| {
+            Arc::new(field.clone().with_data_type(match (field.data_type(), existing.data_type()) {
+                (DataType::Null, existing) => existing.clone(),
+                (data_type, existing) => nested(data_type, existing),
             }))
         };
-        match (data_type, there) {
+        match (data_type, existing) {
             (
                 DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _),
-                DataType::List(there),
-            ) => DataType::List(field(item, there)),
-            (DataType::Struct(fields), DataType::Struct(there)) => {
-                let typed = fields.iter().map(|of_rows| match there.find(of_rows.name()) {
-                    Some((_, there)) => field(of_rows, there),
+                DataType::List(existing),
+            ) => DataType::List(field(item, existing)),
+            (DataType::Struct(fields), DataType::Struct(existing)) => {
+                let typed = fields.iter().map(|of_rows| match existing.find(of_rows.name()) {
+                    Some((_, existing)) => field(of_rows, existing),
                     None => Arc::clone(of_rows),
                 });
                 DataType::Struct(typed.collect())
@@ -51,7 +51,9 @@ pub(super) fn typed_as(schema: &Schema, table: Option<&Schema>) -> Schema {
     }
     let fields =
         schema.fields().iter().map(|field| match table.and_then(|table| table.field_with_name(field.name()).ok()) {
-            Some(there) => Arc::new(Field::clone(field).with_data_type(nested(field.data_type(), there.data_type()))),
+            Some(existing) => {
+                Arc::new(Field::clone(field).with_data_type(nested(field.data_type(), existing.data_type())))
+            }
             None => Arc::clone(field),
         });
     Schema::new(fields.collect::<Vec<_>>())
@@ -119,7 +121,7 @@ pub(super) fn partitions_problem(schema: &Schema, partition_by: &[String]) -> Op
         return Some(format!("partition_by names `{}`, which is bytes; name a column of texts", field.name()));
     }
     (partition_by.len() == schema.fields().len())
-        .then(|| "partition_by names every column, and a file must have one; leave some out".to_owned())
+        .then(|| "partition_by names every column, but a file needs at least one; leave some out".to_owned())
 }
 
 /// Describes the first id column that the table stores with less precision, so that two ids could become equal.
@@ -128,8 +130,8 @@ pub(super) fn ids_problem(schema: &Schema, id: &[String]) -> Option<String> {
         |data_type: &DataType| matches!(data_type, DataType::Timestamp(TimeUnit::Nanosecond, _) | DataType::Date64);
     let field = schema.fields().iter().find(|field| id.contains(field.name()) && finer(field.data_type()))?;
     Some(format!(
-        "rows are merged by `{}`, which is {}, and a Delta table has it less exactly; CAST it to BIGINT or VARCHAR in the \
-         source query",
+        "rows are merged by `{}`, which is {}, and a Delta table stores it with less precision; CAST it to \
+         BIGINT or VARCHAR in the source query",
         field.name(),
         field.data_type()
     ))
@@ -142,12 +144,14 @@ pub(super) fn differences(rows: &Schema, table: &Schema) -> Vec<String> {
     for field in rows.fields() {
         match table.field_with_name(field.name()) {
             Err(_) => problems.push(format!("column `{}` is not in the table", field.name())),
-            Ok(there) if !fit::goes_into(field.data_type(), there.data_type()) && !there.data_type().is_null() => {
+            Ok(existing)
+                if !fit::is_storable_as(field.data_type(), existing.data_type()) && !existing.data_type().is_null() =>
+            {
                 problems.push(format!(
                     "column `{}` is {} and in the table {}",
                     field.name(),
                     field.data_type(),
-                    there.data_type()
+                    existing.data_type()
                 ));
             }
             Ok(_) => {}

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::Path as FilePath;
 
-use couplet_storage::files::{self, MAX_JSON, TEMPORARY, folder_of, remove_remains};
+use couplet_storage::files::{self, MAX_JSON, TEMPORARY, folder_of, remove_leftovers};
 use couplet_storage::lock::{Explained, Place, put_if};
 use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::path::Path;
@@ -20,7 +20,7 @@ use crate::sink::Origin;
 pub(super) fn fence_folders(own: &FilePath, next: &Origin) -> io::Result<()> {
     let sink = folder_of(own);
     // A live run holds a lock on its folder.
-    remove_remains(sink, ".run=", |path| RUN_FOLDER.remove(path));
+    remove_leftovers(sink, ".run=", |path| RUN_FOLDER.remove(path));
     for entry in sink.read_dir()? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();

@@ -83,7 +83,7 @@ pub struct RunColumn {
     pub name: String,
     /// The Arrow type, for display.
     pub r#type: String,
-    /// True if it may have NULL.
+    /// True if values may be NULL.
     pub nullable: bool,
 }
 

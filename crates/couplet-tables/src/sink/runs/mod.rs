@@ -49,9 +49,9 @@ pub use clean::{remove, remove_older};
 pub use manifest::{Manifest, RunColumn, RunFile};
 use manifest::{RUN_FOLDER, STARTED, SUCCESS, Started, Success, folder_name, part_name, to_json};
 pub use part::Part;
-pub use read::are_there;
+pub use read::has_run_folders;
 pub use read::{all, latest, readable};
-pub use upload::Over;
+pub use upload::PutCondition;
 
 /// A sink that cannot be read or written.
 #[derive(Debug, Clone, Error)]
@@ -127,7 +127,7 @@ enum Target {
 }
 
 impl RunFolder {
-    /// Begins a run's folder in a sink. Fences and removes incomplete runs of the same pipeline. `metadata` is written
+    /// Creates a run's folder in a sink. Fences and removes incomplete runs of the same pipeline. `metadata` is written
     /// to the footer of each file.
     ///
     /// # Errors
@@ -174,7 +174,7 @@ impl RunFolder {
         })
     }
 
-    /// Sets other file size limits than the default.
+    /// Replaces the default file size limits.
     #[must_use]
     pub fn with_limits(self, limits: Limits) -> Self {
         Self { limits, ..self }
@@ -187,13 +187,13 @@ impl RunFolder {
         self.has_key
     }
 
-    /// The schema of the rows.
+    /// Returns the schema of the rows.
     #[must_use]
     pub fn schema(&self) -> &SchemaRef {
         &self.schema
     }
 
-    /// The number of rows written so far.
+    /// Returns the number of rows written so far.
     #[must_use]
     pub fn rows(&self) -> u64 {
         self.files.iter().map(|file| file.rows).sum::<u64>() + self.part.as_ref().map_or(0, Part::rows)
@@ -224,7 +224,7 @@ impl RunFolder {
         match &self.target {
             Target::Folder(folder) => Part::in_folder(folder.path(), name, &self.schema, options),
             Target::Objects { store, folder } => {
-                Part::on_store(Arc::clone(store), folder, name, Over::Anything, &self.schema, options)
+                Part::on_store(Arc::clone(store), folder, name, PutCondition::Always, &self.schema, options)
             }
         }
         .map_err(|e| RunsError::write(&self.place, root_cause(&self.place, &e)))

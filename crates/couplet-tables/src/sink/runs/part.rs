@@ -18,7 +18,7 @@ use parquet::arrow::async_writer::AsyncFileWriter;
 use parquet::errors::{ParquetError, Result};
 
 use super::RunFile;
-use super::upload::{Over, Upload, Uploaded};
+use super::upload::{PutCondition, Upload, Uploaded};
 use crate::sink::stored;
 
 /// A Parquet file while it is written.
@@ -42,20 +42,20 @@ impl Part {
         Self::new(name, output, schema, o)
     }
 
-    /// Begins a file in an object store.
+    /// Creates a file in an object store.
     ///
     /// # Errors
-    /// A schema that Parquet cannot hold.
+    /// A schema that Parquet cannot represent.
     pub fn on_store(
         store: Arc<dyn ObjectStore>,
         folder: &Path,
         name: String,
-        over: Over,
+        condition: PutCondition,
         schema: &SchemaRef,
         options: ArrowWriterOptions,
     ) -> Result<Self> {
         let path = folder.clone().join(name.as_str());
-        Self::new(name, Output::Upload(Upload::begin(store, path, over)), schema, options)
+        Self::new(name, Output::Upload(Upload::begin(store, path, condition)), schema, options)
     }
 
     fn new(name: String, output: Output, schema: &SchemaRef, options: ArrowWriterOptions) -> Result<Self> {
@@ -78,7 +78,7 @@ impl Part {
         self.rows
     }
 
-    /// The approximate size so far, in bytes.
+    /// Returns the approximate size so far, in bytes.
     pub(super) fn bytes(&self) -> u64 {
         (self.writer.bytes_written() + self.writer.in_progress_size()) as u64
     }

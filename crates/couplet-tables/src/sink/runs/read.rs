@@ -109,11 +109,11 @@ impl Folder {
     }
 }
 
-/// Returns true if a place has folders of runs, complete or not.
+/// Returns true if a place has run folders, complete or not.
 ///
 /// # Errors
 /// A place that cannot be read.
-pub async fn are_there(place: &Place) -> Result<bool, RunsError> {
+pub async fn has_run_folders(place: &Place) -> Result<bool, RunsError> {
     Ok(!folders(place).await?.is_empty())
 }
 

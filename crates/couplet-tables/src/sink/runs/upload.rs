@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use couplet_storage::files::REPLACED;
 use couplet_storage::lock::put_if;
-use couplet_storage::objects::without_answers;
+use couplet_storage::objects::without_responses;
 use object_store::path::Path;
 use object_store::{
     Error as StoreError, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutPayload, Result,
@@ -23,11 +23,11 @@ const PARTS_IN_FLIGHT: usize = 4;
 
 /// Condition under which a complete file replaces an existing object.
 #[derive(Debug)]
-pub enum Over {
+pub enum PutCondition {
     /// No condition: the name belongs to the run.
-    Anything,
+    Always,
     /// The object must still be the one that the run saw, if any.
-    Seen(Option<ObjectMeta>),
+    IfUnchanged(Option<ObjectMeta>),
 }
 
 /// An upload in progress.
@@ -35,7 +35,7 @@ pub enum Over {
 pub(super) struct Upload {
     store: Arc<dyn ObjectStore>,
     path: Path,
-    over: Over,
+    condition: PutCondition,
     buffer: Vec<Bytes>,
     buffered: usize,
     /// Bytes written so far.
@@ -55,9 +55,9 @@ pub(super) struct Uploaded {
 }
 
 impl Upload {
-    pub(super) fn begin(store: Arc<dyn ObjectStore>, path: Path, over: Over) -> Self {
+    pub(super) fn begin(store: Arc<dyn ObjectStore>, path: Path, condition: PutCondition) -> Self {
         let (buffer, parts) = (Vec::new(), JoinSet::new());
-        Self { store, path, over, buffer, buffered: 0, bytes: 0, multipart: None, before: None, parts }
+        Self { store, path, condition, buffer, buffered: 0, bytes: 0, multipart: None, before: None, parts }
     }
 
     /// Buffers bytes, and uploads full parts; waits while too many parts are in flight.
@@ -124,16 +124,16 @@ impl Upload {
         }
         // object_store has no conditional completion, though some servers do. A run that has lost the lock fails
         // anyway: the next run aborts its upload.
-        if let Over::Seen(seen) = &self.over
-            && !is_same(seen.as_ref(), self.there().await?.as_ref())
+        if let PutCondition::IfUnchanged(expected) = &self.condition
+            && !is_same(expected.as_ref(), self.current().await?.as_ref())
         {
             return Err(replaced(&self.path));
         }
         let Some(upload) = &mut self.multipart else { return self.verify().await };
         if let Err(error) = upload.complete().await {
             // The upload no longer exists if it was completed and the response was lost: then the file exists.
-            let there = self.store.head(&self.path).await.ok();
-            let is_new = there != self.before;
+            let current = self.store.head(&self.path).await.ok();
+            let is_new = current != self.before;
             let Some(uploaded) = self.verify().await.ok().filter(|_| is_new) else { return Err(error) };
             self.multipart = None;
             return Ok(uploaded);
@@ -144,25 +144,27 @@ impl Upload {
 
     /// Writes the whole file in one conditional request.
     async fn put(&self, payload: PutPayload) -> Result<()> {
-        let Over::Seen(seen) = &self.over else { return self.store.put(&self.path, payload).await.map(drop) };
-        let mode = seen.clone().map_or(PutMode::Create, |seen| {
-            PutMode::Update(UpdateVersion { e_tag: seen.e_tag, version: seen.version })
+        let PutCondition::IfUnchanged(expected) = &self.condition else {
+            return self.store.put(&self.path, payload).await.map(drop);
+        };
+        let mode = expected.clone().map_or(PutMode::Create, |expected| {
+            PutMode::Update(UpdateVersion { e_tag: expected.e_tag, version: expected.version })
         });
         match put_if(self.store.as_ref(), &self.path, payload.clone(), mode).await {
             Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. } | StoreError::NotFound { .. }) => {
                 // It may be an earlier attempt of this write, whose response was lost.
-                let there = match self.store.get(&self.path).await {
+                let current = match self.store.get(&self.path).await {
                     Err(StoreError::NotFound { .. }) => return Err(replaced(&self.path)),
                     found => found?.bytes().await?,
                 };
                 let own: Vec<u8> = payload.iter().flat_map(|part| part.iter().copied()).collect();
-                if there == own { Ok(()) } else { Err(replaced(&self.path)) }
+                if current == own { Ok(()) } else { Err(replaced(&self.path)) }
             }
             written => written.map(drop),
         }
     }
 
-    async fn there(&self) -> Result<Option<ObjectMeta>> {
+    async fn current(&self) -> Result<Option<ObjectMeta>> {
         match self.store.head(&self.path).await {
             Err(StoreError::NotFound { .. }) => Ok(None),
             found => found.map(Some),
@@ -182,7 +184,7 @@ impl Upload {
     pub(super) async fn abort(&mut self) {
         self.parts.shutdown().await;
         if let Some(upload) = self.multipart.take() {
-            end(upload, self.path.clone()).await;
+            abort_upload(upload, self.path.clone()).await;
         }
     }
 }
@@ -206,17 +208,17 @@ impl Drop for Upload {
             let (mut parts, path) = (std::mem::take(&mut self.parts), self.path.clone());
             runtime.spawn(async move {
                 parts.shutdown().await;
-                end(upload, path).await;
+                abort_upload(upload, path).await;
             });
         }
     }
 }
 
-async fn end(mut upload: Box<dyn MultipartUpload>, path: Path) {
+async fn abort_upload(mut upload: Box<dyn MultipartUpload>, path: Path) {
     if let Err(error) = upload.abort().await {
         tracing::warn!(
             "an unfinished upload to {path} may be left, and charged for until a lifecycle rule removes it: {}",
-            without_answers(&error)
+            without_responses(&error)
         );
     }
 }

@@ -229,7 +229,7 @@ impl Parser {
     }
 
     fn add(&mut self, kinds: Kinds, shape: &mut Shape) {
-        if !kinds.only(shape.kinds) {
+        if !kinds.is_subset_of(shape.kinds) {
             self.has_grown = true;
             shape.kinds.add(kinds);
         }
