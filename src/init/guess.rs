@@ -114,7 +114,7 @@ impl Guess {
         for (option, names) in [("--id", &wanted.id), ("--text", &wanted.text)] {
             let twice = names.iter().enumerate().find(|(i, name)| names[..*i].contains(name));
             if let Some((_, name)) = twice {
-                return Err(Error::Usage(format!("{option} {}: `{name}` is there twice", names.join(","))));
+                return Err(Error::Usage(format!("{option} {}: `{name}` is given twice", names.join(","))));
             }
         }
         let (text, why_text) = texts(table, wanted)?;
@@ -127,7 +127,7 @@ impl Guess {
 fn texts(table: &Looked, wanted: &Wanted) -> Result<(Vec<String>, String), Error> {
     match wanted.text.len() {
         0 => {}
-        1 | 2 => return Ok((wanted.text.clone(), "as asked for".into())),
+        1 | 2 => return Ok((wanted.text.clone(), "as requested".into())),
         n => return Err(Error::Usage(format!("--text names {n} columns; name one, or two for pairs"))),
     }
     let strings = || {
@@ -174,10 +174,10 @@ fn texts(table: &Looked, wanted: &Wanted) -> Result<(Vec<String>, String), Error
 
 fn label(table: &Looked, wanted: &Wanted, text: &[String]) -> (Option<String>, String) {
     if let Some(label) = &wanted.label {
-        return (Some(label.clone()), "as asked for".into());
+        return (Some(label.clone()), "as requested".into());
     }
     if wanted.no_label {
-        return (None, "as asked for".into());
+        return (None, "as requested".into());
     }
     let is_taken = |column: &Column| text.contains(&column.name) || wanted.id.contains(&column.name);
     let free = || table.columns.iter().filter(|column| !is_taken(column) && !table.is_own(column));
@@ -216,12 +216,12 @@ async fn id(
         let names: Vec<&str> = wanted.id.iter().map(String::as_str).collect();
         if !table.is_unique(&names).await? {
             return Err(Error::Usage(format!(
-                "--id {}: some of the {rows} rows have no such id, or one that another row has too; name columns that \
-                 tell the rows apart, or leave --id out",
+                "--id {}: some of the {rows} rows have no value there, or the same value as another row; name columns \
+                 that identify each row, or omit --id",
                 names.join(",")
             )));
         }
-        return Ok((wanted.id.clone(), "as asked for; no two rows share it".into()));
+        return Ok((wanted.id.clone(), "as requested; unique in all rows".into()));
     }
     let is_free =
         |column: &&Column| !text.contains(&column.name) && label != Some(&column.name) && !table.is_own(column);
@@ -236,7 +236,7 @@ async fn id(
     };
     for column in named().filter(|column| column.distinct == table.sampled) {
         if table.is_unique(&[&column.name]).await? {
-            let why = format!("by its name, and no two of the {rows} rows share it");
+            let why = format!("by its name; unique in all {rows} rows");
             return Ok((vec![column.name.clone()], why));
         }
     }
@@ -248,7 +248,7 @@ async fn id(
     let others = table.columns.iter().filter(is_free).filter(is_code).filter(|column| !names_rows(&column.name));
     for column in others.filter(|column| column.distinct == table.sampled && column.words < MIN_WORDS_OF_TEXT) {
         if table.is_unique(&[&column.name]).await? {
-            let why = format!("no two of the {rows} rows share it");
+            let why = format!("unique in all {rows} rows");
             return Ok((vec![column.name.clone()], why));
         }
     }

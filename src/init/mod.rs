@@ -54,7 +54,7 @@ pub fn choose_model(asked: Option<&str>, folder: &Path) -> Result<ModelChoice, E
         let place = place::model_place(uri);
         // A URI with a scheme that is unknown here is checked when the pipeline is loaded.
         let Some(path) = place.as_ref().ok().and_then(place::Place::local) else {
-            return Ok(ModelChoice { uri: uri.to_owned(), why: "as asked for".into(), here: false });
+            return Ok(ModelChoice { uri: uri.to_owned(), why: "as requested".into(), here: false });
         };
         if !path.exists() {
             let near = nearest_file(path);
@@ -66,7 +66,7 @@ pub fn choose_model(asked: Option<&str>, folder: &Path) -> Result<ModelChoice, E
                 path.display()
             )));
         }
-        return Ok(ModelChoice { uri: relative(folder, path), why: "as asked for".into(), here: true });
+        return Ok(ModelChoice { uri: relative(folder, path), why: "as requested".into(), here: true });
     }
     let starts = [std::env::current_dir().ok(), std::env::current_exe().ok()];
     let found = starts.iter().flatten().flat_map(|start| start.ancestors()).map(|above| above.join(BUNDLED));

@@ -83,7 +83,7 @@ fn head(page: &Page) -> Markup {
                 (tile("rows read", run.rows_read.map(grouped), None))
                 (tile("scored", run.rows_scored.map(grouped), run.tokens.filter(|n| *n > 0).map(|n| format!("{} tokens", grouped(n)))))
                 @if run.rows_remembered.unwrap_or(0) + run.rows_repeated.unwrap_or(0) > 0 {
-                    (tile("remembered", run.rows_remembered.map(grouped),
+                    (tile("cached", run.rows_remembered.map(grouped),
                         run.rows_repeated.filter(|n| *n > 0).map(|n| format!("{} repeated", grouped(n)))))
                 }
                 (tile("rejected", run.rows_rejected.map(grouped), None))
@@ -108,12 +108,12 @@ fn rows(run: &RunRecord) -> Markup {
     markup! {
         @if !run.rejected.is_empty() || run.rows_truncated.unwrap_or(0) > 0 {
             section {
-                h2 { "Rejected and cut" }
+                h2 { "Rejected and truncated" }
                 table {
                     @for (kind, n) in &run.rejected { tr { td { (kind) } td.n { (grouped(*n)) } } }
                     @if let Some(n) = run.rows_truncated.filter(|n| *n > 0) {
                         tr {
-                            td { "cut to " (run.max_length.map_or(String::new(), |n| n.to_string())) " tokens, and scored" }
+                            td { "truncated to " (run.max_length.map_or(String::new(), |n| n.to_string())) " tokens, and scored" }
                             td.n { (grouped(n)) }
                         }
                     }
@@ -225,7 +225,7 @@ fn drift(page: &Page) -> Markup {
             div.scroll {
                 table {
                     tr {
-                        th { "started" } th { "outcome" } th.n { "took" } th.n { "read" } th.n { "scored" } th.n { "remembered" }
+                        th { "started" } th { "outcome" } th.n { "took" } th.n { "read" } th.n { "scored" } th.n { "cached" }
                         th.n { "rejected" } th.n { "rows/s" } th.n { "mean score" } th.n { "PSI" } th.n { "KS" }
                         th.n { "PSI of labels" } th { "model" }
                     }

@@ -21,7 +21,7 @@ impl fmt::Display for Report {
             [record.rows_read, record.rows_scored, record.rows_rejected, record.tokens].map(Option::unwrap_or_default);
         let mut line = |name: &str, value: String| writeln!(f, "  {name:<10} {value}");
         let mut parts = vec![format!("{} read", grouped(read)), format!("{} scored", grouped(scored))];
-        for (n, what) in [(record.rows_remembered, "remembered"), (record.rows_repeated, "repeated")] {
+        for (n, what) in [(record.rows_remembered, "cached"), (record.rows_repeated, "repeated")] {
             parts.extend(n.filter(|n| *n > 0).map(|n| format!("{} {what}", grouped(n))));
         }
         parts.push(format!("{} rejected", grouped(rejected)));
@@ -30,7 +30,7 @@ impl fmt::Display for Report {
             line("", format!("{} with {kind}", grouped(*n)))?;
         }
         if let Some(damaged) = record.scores_damaged.filter(|n| *n > 0) {
-            line("", format!("{} in the store damaged and dropped", counted(damaged, "score")))?;
+            line("", format!("{} damaged in the store, dropped", counted(damaged, "score")))?;
         }
         let labels = record.labels.as_deref().unwrap_or_default();
         if !labels.is_empty() {
@@ -58,7 +58,7 @@ impl fmt::Display for Report {
         line(
             "padding",
             format!(
-                "{} tokens avoided ({:.1} % of what batches of {PADDED_BATCH} would have run)",
+                "{} tokens avoided ({:.1} % of padded batches of {PADDED_BATCH})",
                 grouped(record.padding_avoided.unwrap_or_default()),
                 100.0 * record.speed.padding_share.unwrap_or_default()
             ),

@@ -56,8 +56,8 @@ pub(super) async fn check(path: PathBuf, digest: blake3::Hash) -> Result<(), Dat
 pub(super) fn damaged(path: &Path) -> DataFusionError {
     let path = path.display();
     DataFusionError::Execution(format!(
-        "{path} is not as this run wrote it: the disk is faulty, or another program changed the file. Run the same command \
-         again, or name another folder with run.spill"
+        "{path} has changed since this run wrote it: the disk is faulty, or another program changed the file. Run the \
+         same command again, or name another folder with run.spill"
     ))
 }
 
@@ -146,7 +146,7 @@ mod tests {
             match read {
                 Ok(windows) if !flipped => assert_eq!(windows.len(), 5),
                 Err(error) if flipped => {
-                    assert!(error.to_string().contains("is not as this run wrote it"), "{error}");
+                    assert!(error.to_string().contains("has changed since this run wrote it"), "{error}");
                 }
                 other => panic!("{flipped}: {other:?}"),
             }

@@ -55,7 +55,7 @@ pub(super) async fn evaluate(
         biased;
         () = &mut *stop => Err(Error::Interrupted {
             after: "while evaluating".into(),
-            kept: format!("{} is as it was before", readable(&stage.output.path).display()),
+            kept: format!("{} is unchanged", readable(&stage.output.path).display()),
         }),
         done = work.run() => done,
     }
@@ -215,14 +215,14 @@ impl Work<'_> {
         names.extend(self.settings.slices.iter().map(String::as_str));
         let batches = selection.read(&self.settings.query, &names).await?;
         let Some(first) = batches.iter().find(|batch| batch.num_rows() > 0) else {
-            return Err(selection.refused(format!("the query of [{SECTION}] gives no rows to measure on")));
+            return Err(selection.refused(format!("the query of [{SECTION}] returns no rows")));
         };
         let schema = first.schema();
         if let Some(taken) = schema.fields().iter().find(|field| misclassified::ADDED.contains(&field.name().as_str()))
         {
             return Err(selection.refused(format!(
-                "column `{0}` of the query of [{SECTION}] is one that {1} gets; rename it in SQL, for example `{0} AS \
-                 source_{0}`",
+                "column `{0}` of the query of [{SECTION}] is a column that couplet adds to {1}; rename it in SQL, for \
+                 example `{0} AS source_{0}`",
                 taken.name(),
                 misclassified::FILE
             )));

@@ -130,7 +130,7 @@ fn check_cluster(pipeline: &Pipeline, only: &[Stage], cluster: Option<&Address>)
     let stages = if only.is_empty() { "the pipeline" } else { "--only" };
     if pipeline.scoring.is_none() || !(only.is_empty() || only.contains(&Stage::Score)) {
         return Err(Error::Usage(format!(
-            "--cluster {address}: {stages} has no stage that scores, and only that one runs on a cluster; leave --cluster out"
+            "--cluster {address}: {stages} has no scoring stage, and only scoring runs on a cluster; omit --cluster"
         )));
     }
     Ok(())
@@ -299,11 +299,11 @@ fn interrupted(scoring: &Scoring, after: &str, scores: Option<&ScoreStore>) -> E
     let output = readable_place(&scoring.sink.location.place);
     let kept = match (scores, scoring.sink.location.local()) {
         (None, Some(path)) if !path.exists() => NOTHING_WRITTEN.to_owned(),
-        (None, _) => format!("{output} is as it was before"),
+        (None, _) => format!("{output} is unchanged"),
         (Some(_), _) => {
             let store = readable_place(&scoring.score.store.place);
-            format!("what was scored is kept in {store}, and {output} is as it was before")
+            format!("the new scores are cached in {store}, and {output} is unchanged")
         }
     };
-    Error::Interrupted { after: after.to_owned(), kept: format!("{kept}. Run the same command again to go on") }
+    Error::Interrupted { after: after.to_owned(), kept: format!("{kept}. Run the same command again to resume") }
 }

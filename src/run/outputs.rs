@@ -130,8 +130,8 @@ fn in_store(pipeline: &Pipeline) -> Vec<Error> {
     let inside = tables.chain(rejected).filter(|(_, place)| place.is_in(&store.place));
     let refused = inside.map(|(key, place)| {
         Error::Usage(format!(
-            "{}: {key}: {} lies in the store {}, in which only couplet's own files may be; name another place for one \
-             of them",
+            "{}: {key}: {} is inside the store {}, which may contain only couplet's own files; use another location \
+             for one of them",
             pipeline.path.display(),
             readable_place(&place),
             readable_place(&store.place)
@@ -192,13 +192,13 @@ fn unsuited(path: &Path, shape: Shape) -> Option<String> {
     let there = path.metadata().ok()?;
     match shape {
         Shape::File if there.is_dir() => {
-            Some("is a folder, and one file is to be written there; name another place, or remove the folder".into())
+            Some("is a folder, but a file is needed there; name another place, or remove the folder".into())
         }
         Shape::File if !there.is_file() => {
             Some("is a device or a pipe, and only a file can be replaced; name another place".into())
         }
         Shape::Folder | Shape::Training if !there.is_dir() => {
-            Some("is a file, and a folder is to be there; name another place, or remove the file".into())
+            Some("is a file, but a folder is needed there; name another place, or remove the file".into())
         }
         Shape::Model => irreplaceable(path, &MODEL_FOLDER),
         Shape::Evaluation => irreplaceable(path, &evaluate::EVALUATION_FOLDER),
@@ -214,7 +214,7 @@ fn unwritable(path: &Path, shape: Shape) -> Option<Explained> {
     let folder: PathBuf = around?.ancestors().find(|folder| folder.exists())?.to_owned();
     if !folder.is_dir() {
         let folder = readable(&folder);
-        let problem = format!("cannot be made: {} is a file, not a folder; name another place", folder.display());
+        let problem = format!("cannot be created: {} is a file, not a folder; name another place", folder.display());
         return Some(problem.into());
     }
     let error = tempfile::tempfile_in(&folder).err()?;
@@ -229,7 +229,7 @@ fn unwritable(path: &Path, shape: Shape) -> Option<Explained> {
     lasts.contains(&error.kind()).then(|| {
         let folder = readable(&folder);
         Explained::of(&error).in_words(|error| {
-            format!("cannot be written: no file can be made in {} ({error}); name another place", folder.display())
+            format!("cannot be written: no file can be created in {} ({error}); name another place", folder.display())
         })
     })
 }

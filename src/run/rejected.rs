@@ -54,8 +54,8 @@ pub(super) fn too_many(scoring: &Scoring, rejected: ByKind, rows: u64, first: &[
 pub(super) fn warn_of_all(rejected: ByKind, rows: u64) {
     if rows > 0 && rejected.iter().sum::<u64>() == rows {
         tracing::warn!(
-            "none of the {} could be scored ({}): what is published has no prediction; look at source.text and the \
-             query, or set score.max_errors, with which such a run fails",
+            "none of the {} could be scored ({}), so the output has no predictions; check source.text and the query, \
+             or set score.max_errors, so that such a run fails",
             counted(rows, "row"),
             in_words(rejected)
         );

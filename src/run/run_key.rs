@@ -35,8 +35,8 @@ pub(super) fn check(pipeline: &Pipeline, only: &[Stage], remembering: &Rememberi
     let scoring = pipeline.scoring.as_ref().filter(|_| only.is_empty() || only.contains(&Stage::Score));
     let problem = match scoring.map(|scoring| scoring.sink.mode) {
         Some(SinkMode::Append) => return Ok(()),
-        Some(SinkMode::Overwrite) => "sink.mode is \"overwrite\", in which every run publishes its rows",
-        Some(SinkMode::Merge) => "sink.mode is \"merge\", in which every run publishes its rows",
+        Some(SinkMode::Overwrite) => "with sink.mode = \"overwrite\", every run publishes its rows",
+        Some(SinkMode::Merge) => "with sink.mode = \"merge\", every run publishes its rows",
         None => "no stage that appends rows is run",
     };
     let path = pipeline.path.display();

@@ -166,7 +166,7 @@ impl Run<'_> {
         };
         tracing::debug!("{} rows are read from {} files", grouped(staged.len()), sources.len());
         if staged.len() == 0 {
-            tracing::warn!("the source has no rows: what is published is empty");
+            tracing::warn!("the source has no rows, so the output is empty");
         }
         record.sources = sources;
         record.rows_read = Some(staged.len());
@@ -355,7 +355,7 @@ impl Run<'_> {
         crash::point("store.before");
         let waiting = scores.waiting();
         scores.commit().await?;
-        tracing::debug!("{} scores are remembered", grouped(waiting as u64));
+        tracing::debug!("{} scores are cached", grouped(waiting as u64));
         crash::point("store.after");
         Ok(())
     }

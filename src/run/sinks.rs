@@ -134,20 +134,20 @@ impl SinkKind {
                 let sink = DeltaSink::open(objects, schema, mode, partition_by, id, origin).await?;
                 if sink.is_new() && runs::are_there(&objects.lock_place()).await? {
                     return refused(
-                        "has folders of runs, among which format = \"delta\" would make a Delta table; remove that line, \
-                         or name another folder",
+                        "has folders of runs, so it cannot be a Delta table; remove format = \"delta\", or name \
+                         another folder",
                     );
                 }
                 Ok(Looked::Delta(Box::new(sink)))
             }
             SinkFormat::Parquet => {
                 if let Some(problem) = sink::parquet_problem(schema) {
-                    return refused(&format!("cannot have the rows: {problem}"));
+                    return refused(&format!("cannot hold the rows: {problem}"));
                 }
                 if !settings.is_one_file() && objects.folder(delta::LOG).has_children().await? {
                     return refused(
-                        "is a Delta table, into which folders of runs would be put; add format = \"delta\", or name \
-                         another folder",
+                        "is a Delta table, so it cannot have folders of runs; add format = \"delta\", or name another \
+                         folder",
                     );
                 }
                 let appends = !settings.is_one_file() && settings.mode == SinkMode::Append && self == Self::Predictions;
@@ -164,8 +164,8 @@ impl SinkKind {
                 match fits {
                     Ok(schema) => Ok(Looked::Parquet(schema)),
                     Err(problem) => refused(&format!(
-                        "has runs that the rows cannot be read with as one table: {problem}; CAST it in the \
-                         source query, or name another folder"
+                        "has runs that do not form one table with these rows: {problem}; CAST it in the source query, \
+                         or name another folder"
                     )),
                 }
             }

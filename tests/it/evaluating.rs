@@ -405,12 +405,12 @@ fn impossible_evaluations_are_refused() {
     for (from, to, expected) in [
         ("id = \"id\"", "id = \"ids\"", "has no column `ids` (did you mean `id`?)"),
         ("[\"category\"]", "[\"categories\"]", "has no column `categories` (did you mean `category`?)"),
-        ("FROM pairs", "FROM pairs WHERE id = 'none'", "the query of [evaluate] gives no rows to measure on"),
+        ("FROM pairs", "FROM pairs WHERE id = 'none'", "the query of [evaluate] returns no rows"),
         ("label FROM pairs", "upper(label) AS label FROM pairs", "did you mean \"not_paraphrase\"?"),
         (
             "label FROM pairs",
             "label, 1 AS score FROM pairs",
-            "column `score` of the query of [evaluate] is one that mistakes.parquet gets",
+            "column `score` of the query of [evaluate] is a column that couplet adds to mistakes.parquet",
         ),
         ("resamples", "task = \"stsb\"\nresamples", "task stsb is a regression"),
         (
@@ -445,7 +445,7 @@ fn a_missing_model_is_explained_by_its_rejected_candidate() {
     let stages = Stages::all().change("calibrate =", "promote_if = \"accuracy > 0.999\"\ncalibrate =");
     let problem = stderr_of(&mut stages.couplet(&["run", "p.toml"]), 1);
     for expected in [
-        "there is no model models/task yet: the one that was trained was refused, as accuracy > 0.999 does not hold (0.",
+        "there is no model models/task yet: promote_if rejected the trained one, as accuracy > 0.999 does not hold (0.",
         "Lower promote_if or train better and run again",
         "it is in models/task.candidate",
         "not promoted, as accuracy > 0.999 does not hold (0.",

@@ -76,7 +76,7 @@ fn columns_of_a_parquet_file_of_pairs_are_detected() {
     let pairs = quickstart_pairs();
     let (said, report) = from(folder.path(), &[pairs.to_str().unwrap()]);
     assert!(said.contains("525 rows"), "{said}");
-    assert!(said.contains("id     `id`: by its name, and no two of the 525 rows share it"), "{said}");
+    assert!(said.contains("id     `id`: by its name; unique in all 525 rows"), "{said}");
     assert!(said.contains("text   `sentence1`, `sentence2`: a pair by their names"), "{said}");
     assert!(said.contains("label  `label`: by its name; 2 different values"), "{said}");
     assert_eq!((&report["rows"]["read"], &report["rows"]["rejected"]), (&525.into(), &0.into()));
@@ -125,7 +125,7 @@ fn a_file_without_header_and_ids_gets_row_numbers() {
         at(folder.path(), &["init", "--from", "data", "whole", "--text", "column_1", "--label", "column_3", "--model"])
             .arg(golden("tiny-distilbert")),
     );
-    assert!(said.contains("text   `column_1`: as asked for"), "{said}");
+    assert!(said.contains("text   `column_1`: as requested"), "{said}");
     let toml = std::fs::read_to_string(folder.path().join("whole/pipeline.toml")).unwrap();
     assert!(toml.contains("format = \"csv\"") && toml.contains("task = \"regression\""), "{toml}");
 }
@@ -168,14 +168,14 @@ fn guesses_can_be_overridden_and_wrong_overrides_are_errors() {
     assert!(wrong(&["--text", "reviw"]).contains("did you mean `review`?"));
     assert!(wrong(&["--id", "stars"]).contains("another row has too"));
     let (said, report) = from(folder.path(), &["reviews.jsonl", "--id", "order"]);
-    assert!(said.contains("id     `order`: as asked for") && said.contains("label  `stars`"), "{said}");
+    assert!(said.contains("id     `order`: as requested") && said.contains("label  `stars`"), "{said}");
     assert!(said.contains("text   `review`"), "{said}");
     assert_eq!(report["rows"]["scored"], 40);
     let toml = std::fs::read_to_string(folder.path().join("job/pipeline.toml")).unwrap();
     assert!(toml.contains("model AS source_model") && toml.contains("\"order\""), "{toml}");
     let none = ["init", "--from", "reviews.jsonl", "none", "--no-label", "--model"];
     let said = stdout_of(at(folder.path(), &none).arg(&model));
-    assert!(said.contains("label  none: as asked for"), "{said}");
+    assert!(said.contains("label  none: as requested"), "{said}");
     let toml = std::fs::read_to_string(folder.path().join("none/pipeline.toml")).unwrap();
     assert!(toml.lines().any(|line| line.starts_with("# label = \"…\"")), "{toml}");
 }
@@ -326,7 +326,7 @@ fn duplicate_and_missing_options_are_errors() {
         assert!(!folder.path().join("job").exists());
         said
     };
-    insta::assert_snapshot!(said(&["--from", "pairs.csv", "--id", "id,id"]), @"error: --id id,id: `id` is there twice");
-    insta::assert_snapshot!(said(&["--from", "pairs.csv", "--text", "a,a"]), @"error: --text a,a: `a` is there twice");
+    insta::assert_snapshot!(said(&["--from", "pairs.csv", "--id", "id,id"]), @"error: --id id,id: `id` is given twice");
+    insta::assert_snapshot!(said(&["--from", "pairs.csv", "--text", "a,a"]), @"error: --text a,a: `a` is given twice");
     insta::assert_snapshot!(said(&["--from", ""]), @"error: --from names no data; name a file, a folder or a glob");
 }

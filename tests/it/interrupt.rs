@@ -93,7 +93,7 @@ fn ctrl_c_stops_a_run_soon_and_keeps_the_old_output() {
     let job = Job::new("");
     write(&job.output(), "as before");
     let (job, message) = check_signal("-INT", job);
-    insta::assert_snapshot!(message, @"error: interrupted after scoring N of 20,000 texts; what was scored is kept in state, and out/scores.parquet is as it was before. Run the same command again to go on");
+    insta::assert_snapshot!(message, @"error: interrupted after scoring N of 20,000 texts; the new scores are cached in state, and out/scores.parquet is unchanged. Run the same command again to resume");
     assert_eq!(std::fs::read(job.output()).unwrap(), b"as before");
     assert_eq!(job.output_files(), ["scores.parquet"]);
     goes_on(&job);
@@ -102,7 +102,7 @@ fn ctrl_c_stops_a_run_soon_and_keeps_the_old_output() {
 #[test]
 fn sigterm_stops_a_first_run_and_leaves_only_cached_scores() {
     let (job, message) = check_signal("-TERM", Job::new(""));
-    insta::assert_snapshot!(message, @"error: interrupted after scoring N of 20,000 texts; what was scored is kept in state, and out/scores.parquet is as it was before. Run the same command again to go on");
+    insta::assert_snapshot!(message, @"error: interrupted after scoring N of 20,000 texts; the new scores are cached in state, and out/scores.parquet is unchanged. Run the same command again to resume");
     assert!(job.output_files().is_empty(), "{:?}", job.output_files());
     goes_on(&job);
 }

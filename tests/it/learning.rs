@@ -208,8 +208,7 @@ fn nulls_are_counted_over_all_batches() {
     let no_id =
         |n: usize| if n.is_multiple_of(10) { (String::new(), format!("text {n}"), "0".into()) } else { usual(n) };
     let problem = Learning::on_rows(forty_rows(no_id), "validation = 0.3\nid = \"id\"").refusal();
-    let expected = "column `id` of [finetune] is NULL in 4 of 40 rows; it must name each row, as rows are held out by it: \
-                    filter them out in the query, or name another column";
+    let expected = "column `id` of [finetune] is NULL in 4 of 40 rows; each row needs an id, by which rows are held out: filter them out in the query, or name another column";
     assert!(problem.contains(expected), "{problem}");
 }
 
@@ -298,8 +297,8 @@ fn pretraining_reports_skipped_rows_and_missing_measurements() {
         Learning::new().change("mask_probability = 0.3", "mask_probability = 0.02\nbatch_size = 1\nmeasure_at = 1e-12");
     let said = stdout_of(&mut job.couplet(&["--only", "pretrain"]));
     for expected in [
-        " batches had no hidden word and were skipped; raise mask_probability or batch_size",
-        "held-out words, 0.000000000001 of them hidden: not defined before, not defined after",
+        " batches had no masked word and were skipped; raise mask_probability or batch_size",
+        "held-out words, 0.000000000001 of them masked: not defined before, not defined after",
     ] {
         assert!(said.contains(expected), "{expected} is not in {said}");
     }

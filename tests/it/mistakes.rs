@@ -212,7 +212,7 @@ fn an_output_that_is_a_folder_fails_the_run() {
     for command in ["plan", "run"] {
         let said = job.error_of(&mut job.couplet(&[command, "pipeline.toml"]), 2);
         insta::allow_duplicates!(
-            insta::assert_snapshot!(said, @"error: pipeline.toml: sink.uri: out/scores.parquet is a folder, and one file is to be written there; name another place, or remove the folder")
+            insta::assert_snapshot!(said, @"error: pipeline.toml: sink.uri: out/scores.parquet is a folder, but a file is needed there; name another place, or remove the folder")
         );
     }
     assert_eq!(job.output_files(), ["scores.parquet"]);
@@ -227,7 +227,7 @@ fn unwritable_outputs_are_found_before_scoring() {
         ("uri = \"/proc/out\"\nformat = \"delta\"", "/proc/out"),
     ] {
         let job = Job::new(PAIRS).change("uri = \"out/scores.parquet\"", sink).add("[score]\nstore = \"state\"");
-        let expected = format!("pipeline.toml: sink.uri: {name} cannot be written: no file can be made in /proc (");
+        let expected = format!("pipeline.toml: sink.uri: {name} cannot be written: no file can be created in /proc (");
         for command in ["plan", "run"] {
             let said = job.error_of(&mut job.couplet(&[command, "pipeline.toml"]), 2);
             assert!(said.contains(&expected) && said.contains("; name another place"), "{said}");
@@ -254,15 +254,15 @@ fn a_plan_reports_the_places_that_a_run_refuses() {
     };
     for sink in ["uri = \"taken\"", "uri = \"taken\"\nformat = \"delta\""] {
         insta::allow_duplicates!(
-            insta::assert_snapshot!(foreseen(&with_sink(sink)), @"error: pipeline.toml: sink.uri: taken is a file, and a folder is to be there; name another place, or remove the file")
+            insta::assert_snapshot!(foreseen(&with_sink(sink)), @"error: pipeline.toml: sink.uri: taken is a file, but a folder is needed there; name another place, or remove the file")
         );
     }
     let with = |lines: &str| with_sink("uri = \"out/scores.parquet\"").add(lines);
-    insta::assert_snapshot!(foreseen(&with("[run]\nspill = \"taken\"")), @"error: pipeline.toml: run.spill: taken is a file, and a folder is to be there; name another place, or remove the file");
-    insta::assert_snapshot!(foreseen(&with("[score]\nstore = \"taken\"")), @"error: pipeline.toml: score.store: taken is a file, and a folder is to be there; name another place, or remove the file");
+    insta::assert_snapshot!(foreseen(&with("[run]\nspill = \"taken\"")), @"error: pipeline.toml: run.spill: taken is a file, but a folder is needed there; name another place, or remove the file");
+    insta::assert_snapshot!(foreseen(&with("[score]\nstore = \"taken\"")), @"error: pipeline.toml: score.store: taken is a file, but a folder is needed there; name another place, or remove the file");
     let job = with("[score]\nerrors = \"quarantine\"");
     std::fs::create_dir_all(job.path("out/scores_rejected.parquet")).unwrap();
-    insta::assert_snapshot!(foreseen(&job), @"error: pipeline.toml: sink.uri: out/scores_rejected.parquet is a folder, and one file is to be written there; name another place, or remove the folder");
+    insta::assert_snapshot!(foreseen(&job), @"error: pipeline.toml: sink.uri: out/scores_rejected.parquet is a folder, but a file is needed there; name another place, or remove the folder");
     let taken = std::fs::read_to_string(job.path("taken")).unwrap();
     assert_eq!(taken, "years of work");
 }
@@ -272,9 +272,9 @@ fn a_plan_reports_the_places_that_a_run_refuses() {
 fn an_invalid_spill_folder_is_named() {
     let job = Job::new(PAIRS);
     let said = |arguments: &[&str]| job.error_of(job.couplet(arguments).env("TMPDIR", job.path("pairs.csv")), 2);
-    insta::assert_snapshot!(said(&["run", "pipeline.toml"]), @"error: pipeline.toml: run.spill (the system's TMPDIR, unless it is given): pairs.csv is a file, and a folder is to be there; name another place, or remove the file");
+    insta::assert_snapshot!(said(&["run", "pipeline.toml"]), @"error: pipeline.toml: run.spill (the system's TMPDIR, unless it is given): pairs.csv is a file, but a folder is needed there; name another place, or remove the file");
     assert_eq!(said(&["plan", "pipeline.toml"]), said(&["run", "pipeline.toml"]));
-    insta::assert_snapshot!(said(&["query", "SELECT 1"]), @"error: run.spill (the system's TMPDIR, unless it is given): DIR/pairs.csv is a file, and a folder is to be there; name another place, or remove the file");
+    insta::assert_snapshot!(said(&["query", "SELECT 1"]), @"error: run.spill (the system's TMPDIR, unless it is given): DIR/pairs.csv is a file, but a folder is needed there; name another place, or remove the file");
 }
 
 /// The sink is used last but checked first: an unwritable sink is not found only after hours of training.
@@ -291,7 +291,7 @@ fn a_sink_is_checked_before_training() {
     write(&job.path("models/task.training"), "years of work");
     insta::assert_snapshot!(foreseen(&job), @r"
     error: pipeline.toml: finetune.output: models/task is there and is not the folder of a model, which would replace it; name a folder that is not there yet
-    error: pipeline.toml: finetune.output: models/task.training is a file, and a folder is to be there; name another place, or remove the file
+    error: pipeline.toml: finetune.output: models/task.training is a file, but a folder is needed there; name another place, or remove the file
     ");
 }
 
@@ -338,11 +338,11 @@ fn two_table_formats_do_not_share_a_folder() {
     let job = Job::new(PAIRS).change("uri = \"out/scores.parquet\"", "uri = \"out\"\nformat = \"delta\"");
     job.report();
     let job = job.change("\nformat = \"delta\"", "");
-    insta::assert_snapshot!(foreseen(&job), @r#"error: pipeline.toml: sink.uri: out is a Delta table, into which folders of runs would be put; add format = "delta", or name another folder"#);
+    insta::assert_snapshot!(foreseen(&job), @r#"error: pipeline.toml: sink.uri: out is a Delta table, so it cannot have folders of runs; add format = "delta", or name another folder"#);
     let job = job.change("uri = \"out\"", "uri = \"runs\"");
     job.report();
     let job = job.change("uri = \"runs\"", "uri = \"runs\"\nformat = \"delta\"");
-    insta::assert_snapshot!(foreseen(&job), @r#"error: pipeline.toml: sink.uri: runs has folders of runs, among which format = "delta" would make a Delta table; remove that line, or name another folder"#);
+    insta::assert_snapshot!(foreseen(&job), @r#"error: pipeline.toml: sink.uri: runs has folders of runs, so it cannot be a Delta table; remove format = "delta", or name another folder"#);
     assert!(!job.path("runs/_delta_log").exists());
 }
 
@@ -357,6 +357,6 @@ fn a_parameter_in_the_sql_of_a_pipeline_is_refused() {
 fn a_run_without_any_score_gives_a_warning() {
     let job = Job::new("id,a,b\n1,,y\n2,,y\n");
     let said = crate::support::stderr_of(&mut job.run(), 0);
-    let expected = "none of the 2 rows could be scored (2 with NULL text): what is published has no prediction";
+    let expected = "none of the 2 rows could be scored (2 with NULL text), so the output has no predictions";
     assert!(said.contains(expected), "{said}");
 }

@@ -231,7 +231,7 @@ fn rows_are_appended_once_per_run_key() {
         let job = job.change("tiny-distilbert", "tiny-bert");
         let said = stdout_of(&mut job.run());
         let key = report["run_key"].as_str().unwrap();
-        assert!(said.contains(&format!("nothing: out/scores has the rows of run key {key} already")), "{said}");
+        assert!(said.contains(&format!("nothing: out/scores already has the rows of run key {key}")), "{said}");
         assert_eq!(published(&job).len(), 300);
 
         assert_eq!(report_of(&job, &["--again"])["run_key"], key);
@@ -277,10 +277,8 @@ fn a_run_key_is_refused_without_append_mode() {
         };
         let said = stderr_of(job.run().args(arguments), 2);
         let problem = match option {
-            "--run-key" => {
-                "--run-key: pipeline.toml: sink.mode is \"overwrite\", in which every run publishes its rows"
-            }
-            "--again" => "--again: pipeline.toml: sink.mode is \"merge\", in which every run publishes its rows",
+            "--run-key" => "--run-key: pipeline.toml: with sink.mode = \"overwrite\", every run publishes its rows",
+            "--again" => "--again: pipeline.toml: with sink.mode = \"merge\", every run publishes its rows",
             _ => "expected 1 to 200 bytes without control characters",
         };
         assert!(said.contains(problem), "{said}");

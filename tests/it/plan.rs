@@ -69,7 +69,7 @@ fn lengths_are_reported_before_truncation() {
     assert_eq!((rows["repeated"].as_u64(), rows["rejected"].as_u64()), (Some(1), Some(1)));
     assert_eq!(planned["tables"][0]["rows"], Value::Null, "a CSV file does not say");
     let text = stdout_of(&mut job.couplet(&["plan", "pipeline.toml"]));
-    assert!(text.contains("1 of 2 are cut at max_length = 16 (50.0 %)"), "{text}");
+    assert!(text.contains("1 of 2 are truncated to max_length = 16 (50.0 %)"), "{text}");
     assert!(text.contains("1 with NULL text") || text.contains("1 with empty text"), "{text}");
     assert!(text.ends_with("nothing was written\n"), "{text}");
 }
@@ -312,7 +312,7 @@ fn too_few_rows_for_held_out_data_are_reported() {
     let model = golden("tiny-distilbert");
     let job = Job::new("id,a,b\n1,x,y\n2,p,q\n3,v,w\n4,s,t\n").add(&format!("{learn}\nmodel = {model:?}"));
     let planned = plan(&job, &["--only", "finetune"]);
-    let note = "[finetune]: no row is held out, so nothing is measured: 4 rows are too few for validation = 0.0001; \
-                raise it, or measure with [evaluate]";
+    let note = "[finetune]: no row is held out, so the model is not evaluated: 4 rows are too few for validation = 0.0001; \
+                raise it, or use [evaluate]";
     assert_eq!(planned["notes"][0], note);
 }

@@ -144,8 +144,8 @@ fn unknown_names_are_explained() {
 #[test]
 fn a_source_takes_variables_and_cannot_read_its_own_output() {
     let reads = |sql: &str| Job::new(PAIRS).change("SELECT id, a, b FROM pairs", sql).error(2);
-    insta::assert_snapshot!(reads("SELECT id, a, b FROM predictions"), @"error: pipeline.toml: the source query: `predictions` is what this pipeline writes, which its source cannot read; name another table, or score earlier results in a pipeline of its own that has them under [tables]");
-    assert!(reads("SELECT id, a, b FROM demo").contains("`demo` is what this pipeline writes"));
+    insta::assert_snapshot!(reads("SELECT id, a, b FROM predictions"), @"error: pipeline.toml: the source query: `predictions` is the output of this pipeline, which its source cannot read; name another table, or score earlier results in a separate pipeline that has them under [tables]");
+    assert!(reads("SELECT id, a, b FROM demo").contains("`demo` is the output of this pipeline"));
     insta::assert_snapshot!(reads("SELECT id, a, b FROM pairs WHERE a = $day"), @"error: pipeline.toml: the source query: the parameter `$day` has no value, and the SQL of a pipeline takes none; write {day} instead, and give it with --var day=VALUE");
     let job = Job::new(PAIRS).change("[tables]\npairs = \"pairs.csv\"\n", "");
     let said = job.error(2);

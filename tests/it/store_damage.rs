@@ -96,7 +96,7 @@ fn a_flipped_bit_in_a_store_publishes_no_wrong_row() {
     fs::write(store.join(name), bytes).unwrap();
     let text = crate::support::stdout_of(&mut job.run());
     let scores = scores_in(name).unwrap();
-    assert!(text.contains(&format!("{scores} scores in the store damaged and dropped")), "{text}");
+    assert!(text.contains(&format!("{scores} scores damaged in the store, dropped")), "{text}");
     let report = job.report();
     assert_eq!((counts(&report)[1], &report["rows"]["damaged_scores"]), (0, &0.into()), "{report:#}");
     let runs: Value =

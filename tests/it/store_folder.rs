@@ -272,13 +272,13 @@ fn tables_and_sinks_inside_a_store_are_refused() {
     for command in ["run", "plan"] {
         let said = job.error_of(&mut job.couplet(&[command, "pipeline.toml"]), 2);
         let expected =
-            "tables.pairs: state/uploads/*.csv lies in the store state, in which only couplet's own files may be";
+            "tables.pairs: state/uploads/*.csv is inside the store state, which may contain only couplet's own files";
         assert!(said.contains(expected), "{said}");
     }
     assert!(job.path("state/uploads/pairs.csv").exists());
     let job = Job::new(pairs(0, 3)).add("[score]\nstore = \"out/scores_rejected.parquet\"\nerrors = \"quarantine\"");
     let said = job.error(2);
-    assert!(said.contains("the place of rejected rows") && said.contains("lies in the store"), "{said}");
+    assert!(said.contains("the place of rejected rows") && said.contains("is inside the store"), "{said}");
 }
 
 #[test]

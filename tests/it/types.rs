@@ -544,7 +544,7 @@ fn init_accepts_decimals_uuids_and_bytes_as_ids() {
         let made = job.couplet(&["init", "new", "--from", "data/a.parquet"]).output().unwrap();
         assert!(made.status.success(), "{kind}: {}", String::from_utf8_lossy(&made.stderr));
         let pipeline = std::fs::read_to_string(job.path("new/pipeline.toml")).unwrap();
-        assert!(pipeline.contains("by its name, and no two of the 2 rows share it"), "{kind}: {pipeline}");
+        assert!(pipeline.contains("by its name; unique in all 2 rows"), "{kind}: {pipeline}");
     }
 }
 
@@ -590,7 +590,7 @@ fn uuids_are_ids_and_come_out_as_text() {
         stderr_of(init.arg(golden("tiny-distilbert")), 0);
         let pipeline = std::fs::read_to_string(job.path("new/pipeline.toml")).unwrap();
         let chosen = pipeline.lines().find(|line| line.starts_with("id = \"id\""));
-        let why = "by its name, and no two of the 2 rows share it";
+        let why = "by its name; unique in all 2 rows";
         assert!(chosen.is_some_and(|line| line.contains(why)), "{pipeline}");
         stderr_of(&mut job.couplet(&["run", "new/pipeline.toml"]), 0);
         let mut rows = rows_of(&job.path("new/out/predictions.parquet"));

@@ -132,16 +132,16 @@ async fn change(target: &Target, pipeline: &Pipeline, runs: impl Fn(Stage) -> bo
     let sink = pipeline.scoring.as_ref().map(|scoring| &scoring.sink);
     match (target.what, sink) {
         (TEMPORARY, _) if pipeline.scoring.is_some() && runs(Stage::Score) => {
-            "the rows of the run while it lasts, and what does not fit into memory"
+            "the rows of the run and spilled data, until the run ends"
         }
-        (TEMPORARY, _) => "what does not fit into memory, while the run lasts",
-        (STATE, _) => "until the model is there",
-        (BESIDE, _) if target.place.name().ends_with(".candidate") => "the model, where promote_if refuses it",
-        (BESIDE, _) => "the last epoch's model, where another epoch's is better",
+        (TEMPORARY, _) => "spilled data, until the run ends",
+        (STATE, _) => "until the model is complete",
+        (BESIDE, _) if target.place.name().ends_with(".candidate") => "the model, if promote_if rejects it",
+        (BESIDE, _) => "the last epoch's model, if another epoch's is better",
         _ if !there => "will be created",
         (SINK, Some(sink)) => return change_of_sink(sink),
         (REJECTED, _) => "changed like the sink",
-        (STORE, _) => "scores and the record of the run are added; what killed runs left in it unfinished is removed",
+        (STORE, _) => "scores and the run record are added; unfinished files of killed runs are removed",
         _ => "replaced",
     }
     .into()
@@ -175,12 +175,12 @@ fn left(target: &Target, pipeline: &Pipeline) -> Vec<PathBuf> {
 fn change_of_sink(sink: &config::Sink) -> String {
     match (sink.format, sink.mode) {
         (SinkFormat::Delta, SinkMode::Overwrite) => "a new version replaces its rows".into(),
-        (SinkFormat::Delta, SinkMode::Append) => "a new version with more rows".into(),
+        (SinkFormat::Delta, SinkMode::Append) => "a new version with the rows appended".into(),
         (SinkFormat::Delta, SinkMode::Merge) => "a new version, rows merged by their id".into(),
         (SinkFormat::Parquet, _) if sink.is_one_file() => "replaced".into(),
         (SinkFormat::Parquet, _) => match sink.keep {
-            Some(keep) => format!("one more folder; of the runs before, all but the newest {} go", keep - 1),
-            None => "one more folder".into(),
+            Some(keep) => format!("a new folder; of the existing runs, all but the newest {} are removed", keep - 1),
+            None => "a new folder".into(),
         },
     }
 }
