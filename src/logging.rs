@@ -32,7 +32,7 @@ impl LogFormat {
     /// Returns the log format that the arguments request, even if clap rejects them. The first argument is the name of
     /// the program.
     #[must_use]
-    pub fn asked_for(arguments: impl Iterator<Item = OsString>) -> Self {
+    pub fn from_arguments(arguments: impl Iterator<Item = OsString>) -> Self {
         let mut words = arguments.skip(1).take_while(|word| word != "--");
         while let Some(word) = words.next() {
             if word == "--log-format=json" || word == "--log-format" && words.next().is_some_and(|next| next == "json")
@@ -211,12 +211,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn json_is_found_among_arguments_that_cannot_be_read() {
-        let asked = |line: &str| LogFormat::asked_for(line.split(' ').map(OsString::from));
+    fn the_json_format_is_found_in_invalid_arguments() {
+        let format_of = |line: &str| LogFormat::from_arguments(line.split(' ').map(OsString::from));
         for line in
             ["couplet run --nope --log-format json", "couplet --log-format=json", "couplet a --log-format json b"]
         {
-            assert_eq!(asked(line), LogFormat::Json, "{line}");
+            assert_eq!(format_of(line), LogFormat::Json, "{line}");
         }
         for line in [
             "couplet run",
@@ -224,7 +224,7 @@ mod tests {
             "couplet --log-format text json",
             "couplet -- --log-format=json",
         ] {
-            assert_eq!(asked(line), LogFormat::Text, "{line}");
+            assert_eq!(format_of(line), LogFormat::Text, "{line}");
         }
     }
 }

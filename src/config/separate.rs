@@ -45,7 +45,7 @@ impl Part {
     }
 
     /// Returns the overlap of two locations, if it is harmful.
-    fn harms(&self, other: &Self) -> Option<Lies> {
+    fn harmful_overlap(&self, other: &Self) -> Option<Lies> {
         let lies = self.place.lies(&other.place)?;
         let harmless = match (self.used, other.used) {
             (Use::Read, _) => true,
@@ -87,7 +87,7 @@ pub(super) fn check(keys: &Keys<'_>, pipeline: &Pipeline) -> Read<()> {
     let parts = parts(pipeline);
     let mut checked = Ok(());
     for (i, part) in parts.iter().enumerate() {
-        let harm = parts[i + 1..].iter().find_map(|other| Some((other, part.harms(other)?)));
+        let harm = parts[i + 1..].iter().find_map(|other| Some((other, part.harmful_overlap(other)?)));
         let Some((other, lies)) = harm else { continue };
         let (verb, label) = match lies {
             Lies::There => ("is", "the same place"),

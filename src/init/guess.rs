@@ -2,7 +2,7 @@
 
 use couplet_storage::words::{closest, grouped};
 
-use super::look::{Column, Looked};
+use super::look::{Column, InspectedTable};
 use crate::error::Error;
 
 /// Column names of text pairs in well-known data sets.
@@ -100,11 +100,11 @@ impl Guess {
     ///
     /// # Errors
     /// Columns that do not exist, a table without text columns, a requested id that is not unique.
-    pub async fn new(table: &Looked, wanted: &Wanted) -> Result<Self, Error> {
+    pub async fn new(table: &InspectedTable, wanted: &Wanted) -> Result<Self, Error> {
         let names = || table.columns.iter().map(|column| column.name.as_str());
-        let asked = [("--id", &wanted.id), ("--text", &wanted.text)].into_iter();
-        let asked = asked.flat_map(|(option, names)| names.iter().map(move |name| (option, name)));
-        for (option, name) in asked.chain(wanted.label.iter().map(|name| ("--label", name))) {
+        let requested = [("--id", &wanted.id), ("--text", &wanted.text)].into_iter();
+        let requested = requested.flat_map(|(option, names)| names.iter().map(move |name| (option, name)));
+        for (option, name) in requested.chain(wanted.label.iter().map(|name| ("--label", name))) {
             if !names().any(|column| column == name) {
                 let near = closest(name, names()).map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
                 let all = names().collect::<Vec<_>>().join(", ");
@@ -124,7 +124,7 @@ impl Guess {
     }
 }
 
-fn texts(table: &Looked, wanted: &Wanted) -> Result<(Vec<String>, String), Error> {
+fn texts(table: &InspectedTable, wanted: &Wanted) -> Result<(Vec<String>, String), Error> {
     match wanted.text.len() {
         0 => {}
         1 | 2 => return Ok((wanted.text.clone(), "as requested".into())),
@@ -172,7 +172,7 @@ fn texts(table: &Looked, wanted: &Wanted) -> Result<(Vec<String>, String), Error
     )))
 }
 
-fn label(table: &Looked, wanted: &Wanted, text: &[String]) -> (Option<String>, String) {
+fn label(table: &InspectedTable, wanted: &Wanted, text: &[String]) -> (Option<String>, String) {
     if let Some(label) = &wanted.label {
         return (Some(label.clone()), "as requested".into());
     }
@@ -206,7 +206,7 @@ fn label(table: &Looked, wanted: &Wanted, text: &[String]) -> (Option<String>, S
 }
 
 async fn id(
-    table: &Looked,
+    table: &InspectedTable,
     wanted: &Wanted,
     text: &[String],
     label: Option<&str>,
@@ -240,10 +240,10 @@ async fn id(
             return Ok((vec![column.name.clone()], why));
         }
     }
-    let together: Vec<&str> = named().map(|column| column.name.as_str()).collect();
-    if together.len() > 1 && table.is_unique(&together).await? {
+    let columns: Vec<&str> = named().map(|column| column.name.as_str()).collect();
+    if columns.len() > 1 && table.is_unique(&columns).await? {
         let why = format!("by their names: alone they repeat, but no two of the {rows} rows share all of them");
-        return Ok((together.into_iter().map(str::to_owned).collect(), why));
+        return Ok((columns.into_iter().map(str::to_owned).collect(), why));
     }
     let others = table.columns.iter().filter(is_free).filter(is_code).filter(|column| !names_rows(&column.name));
     for column in others.filter(|column| column.distinct == table.sampled && column.words < MIN_WORDS_OF_TEXT) {
@@ -289,7 +289,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_compared_by_what_they_mean() {
+    fn names_are_compared_in_normalized_form() {
         assert_eq!([plain("#1 String"), plain("\u{feff}Quality"), plain("Text A")], ["1_string", "quality", "text_a"]);
         assert_eq!(stem("#1 String"), stem("#2 String"));
         assert_eq!(stem("text_a"), stem("text_b"));

@@ -18,7 +18,7 @@ use crate::config;
 use crate::error::Error;
 
 pub use guess::{Guess, Wanted};
-pub use look::{Looked, look};
+pub use look::{InspectedTable, look};
 pub use written::{pipeline_over, quoted};
 
 /// The model of a new pipeline if no other is given or found.
@@ -49,8 +49,8 @@ pub struct ModelChoice {
 ///
 /// # Errors
 /// A local path that is not a model folder.
-pub fn choose_model(asked: Option<&str>, folder: &Path) -> Result<ModelChoice, Error> {
-    if let Some(uri) = asked {
+pub fn choose_model(requested: Option<&str>, folder: &Path) -> Result<ModelChoice, Error> {
+    if let Some(uri) = requested {
         let place = place::model_place(uri);
         // A URI with a scheme that is unknown here is checked when the pipeline is loaded.
         let Some(path) = place.as_ref().ok().and_then(place::Place::local) else {

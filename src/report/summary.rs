@@ -12,7 +12,7 @@ use super::Report;
 use crate::frequent::most_frequent;
 
 /// The maximum number of labels listed with their row counts.
-const MOST_LISTED: usize = 20;
+const MAX_LISTED: usize = 20;
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -37,12 +37,12 @@ impl fmt::Display for Report {
             let any_number = record.task == Some(Problem::MultiLabel.to_string());
             let all = if any_number { read - rejected } else { labels.iter().map(|(_, n)| n).sum() };
             let share = |n: u64| if all == 0 { 0.0 } else { 100.0 * n as f64 / all as f64 };
-            let listed = most_frequent(labels, MOST_LISTED, |(_, n)| *n);
+            let listed = most_frequent(labels, MAX_LISTED, |(_, n)| *n);
             let listed = listed.into_iter().map(|place| &labels[place]);
             let listed = listed.map(|(label, n)| format!("{label} {} ({:.1} %)", grouped(*n), share(*n)));
             let mut listed: Vec<String> = listed.collect();
-            if labels.len() > MOST_LISTED {
-                listed.push(format!("{} more labels", grouped((labels.len() - MOST_LISTED) as u64)));
+            if labels.len() > MAX_LISTED {
+                listed.push(format!("{} more labels", grouped((labels.len() - MAX_LISTED) as u64)));
             }
             line("labels", listed.join(" · "))?;
         }

@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_flipped_bit_in_the_rows_of_a_run_is_noticed() {
+    async fn a_flipped_bit_in_the_staged_rows_is_detected() {
         let folder = tempfile::tempdir().unwrap();
         let (staged, path) = staged(folder.path()).await;
         let rows = async || -> Result<usize, DataFusionError> {
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_flipped_bit_in_a_text_to_be_scored_is_noticed() {
+    async fn a_flipped_bit_in_a_pending_text_is_detected() {
         let folder = tempfile::tempdir().unwrap();
         let (staged, rows) = staged(folder.path()).await;
         let path = rows.with_file_name("pending.arrow");

@@ -68,7 +68,7 @@ impl Training<'_> {
             if let tuning::Promotion::Rejected { candidate, verdict } = &report.promotion {
                 let candidate = readable(candidate).display().to_string();
                 let stays = if output.path.exists() { "the old model stays" } else { "there is still no model" };
-                lines.push(warned(format!("not promoted, as {verdict}: {stays}; the new model is {candidate}")));
+                lines.push(with_warning(format!("not promoted, as {verdict}: {stays}; the new model is {candidate}")));
             }
             (lines, report.promotion == tuning::Promotion::Published, report.json)
         };
@@ -167,7 +167,7 @@ impl Training<'_> {
             if standing == Standing::Rejected {
                 let candidate = readable(&job.candidate()).display().to_string();
                 let line = format!("not promoted, as before: the model that promote_if rejected is {candidate}");
-                report.lines = vec![warned(line)];
+                report.lines = vec![with_warning(line)];
                 report.promoted = false;
             }
             return Ok(report);
@@ -302,7 +302,7 @@ fn skipped(steps: u64, skipped: u64) -> String {
 
 /// Logs a summary line as a warning too: the run may succeed with the old model, and nobody reads the summary of a
 /// nightly run.
-fn warned(line: String) -> String {
+fn with_warning(line: String) -> String {
     tracing::warn!("{FINETUNE}: {line}");
     line
 }

@@ -13,7 +13,7 @@ use couplet_storage::place::Place;
 use couplet_storage::trouble::Explained;
 use couplet_train::{beside, foreign_state};
 
-use super::sinks::rejected_beside;
+use super::sinks::rejected_place;
 use super::{Stage, evaluate, readable, readable_place};
 use crate::config::{Errors, Pipeline, RunSettings};
 use crate::error::Error;
@@ -49,7 +49,7 @@ pub(super) const SINK: &str = "sink";
 pub(super) const REJECTED: &str = "rejected rows";
 pub(super) const STORE: &str = "store";
 pub(super) const STATE: &str = "training state";
-pub(super) const BESIDE: &str = "model beside it";
+pub(super) const SIBLING_MODEL: &str = "model beside it";
 pub(super) const TEMPORARY: &str = "temporary";
 
 /// Returns all places that stages of a pipeline write to. `runs` selects the stages.
@@ -64,7 +64,7 @@ pub(super) fn targets(pipeline: &Pipeline, runs: impl Fn(Stage) -> bool) -> Vec<
         let shape = if sink.is_one_file() { Shape::File } else { Shape::Folder };
         add(SINK, "sink.uri", sink.location.place.clone(), shape, false);
         if scoring.score.errors == Errors::Quarantine {
-            add(REJECTED, "sink.uri", rejected_beside(&sink.location.place), shape, false);
+            add(REJECTED, "sink.uri", rejected_place(&sink.location.place), shape, false);
         }
         add(STORE, "score.store", scoring.score.store.place.clone(), Shape::Folder, false);
     }
@@ -72,7 +72,7 @@ pub(super) fn targets(pipeline: &Pipeline, runs: impl Fn(Stage) -> bool) -> Vec<
         add(what, key, Place::Local(output.to_owned()), Shape::Model, false);
         add(STATE, key, Place::Local(beside(output, ".training")), Shape::Training, true);
         for suffix in others {
-            add(BESIDE, key, Place::Local(beside(output, suffix)), Shape::Model, false);
+            add(SIBLING_MODEL, key, Place::Local(beside(output, suffix)), Shape::Model, false);
         }
     };
     if let Some(stage) = pipeline.pretrain.as_ref().filter(|_| runs(Stage::Pretrain)) {
@@ -126,7 +126,7 @@ fn in_store(pipeline: &Pipeline) -> Vec<Error> {
     let store = &scoring.score.store;
     let tables = pipeline.tables.iter().map(|table| (format!("tables.{}", table.name), table.location.place.clone()));
     let rejected = (scoring.score.errors == Errors::Quarantine)
-        .then(|| ("sink.uri: the place of rejected rows".to_owned(), rejected_beside(&scoring.sink.location.place)));
+        .then(|| ("sink.uri: the place of rejected rows".to_owned(), rejected_place(&scoring.sink.location.place)));
     let inside = tables.chain(rejected).filter(|(_, place)| place.is_in(&store.place));
     let refused = inside.map(|(key, place)| {
         Error::Usage(format!(
@@ -162,7 +162,7 @@ impl Target {
         let path = self.place.local()?;
         let problem = match self.what {
             // Write access is checked at the model's place, in the same folder.
-            STATE | BESIDE => unsuited(path, self.shape).map(Explained::from),
+            STATE | SIBLING_MODEL => unsuited(path, self.shape).map(Explained::from),
             _ => problem(path, self.shape),
         }?;
         let place = readable_place(&self.place);

@@ -312,8 +312,8 @@ fn binary_metrics_use_the_positive_label_of_glue() {
             .change("label FROM pairs", label)
             .change(&format!("{:?}", quickstart_model()), &format!("{:?}", variant.folder()))
             .change("resamples", &format!("{task}resamples"));
-        let said = stdout_of(&mut stages.couplet(&["run", "p.toml"]));
-        assert!(said.contains(&format!("525 rows; intervals of 95 %; positive is {positive:?}")), "{said}");
+        let message = stdout_of(&mut stages.couplet(&["run", "p.toml"]));
+        assert!(message.contains(&format!("525 rows; intervals of 95 %; positive is {positive:?}")), "{message}");
         let evaluation = stages.json("evaluation/evaluation.json");
         assert_eq!(evaluation["positive"], positive);
         for metric in ["f1", "precision", "recall"] {
@@ -350,14 +350,14 @@ fn unscorable_rows_are_counted_and_left_out() {
     let sentence =
         "CASE WHEN category = 'news' THEN NULL WHEN category = 'numbers' THEN ' ' ELSE sentence1 END AS sentence1";
     let stages = Stages::evaluation().change("SELECT id, sentence1", &format!("SELECT id, {sentence}"));
-    let said = stdout_of(&mut stages.couplet(&["run", "p.toml"]));
+    let message = stdout_of(&mut stages.couplet(&["run", "p.toml"]));
     let measured = stages.json("evaluation/evaluation.json");
     let of = |reason: &str| measured["rejected"][reason].as_u64().unwrap();
     let (null, empty) = (of("NULL text"), of("empty text"));
     assert!(null > 0 && empty > 0);
     assert_eq!(measured["rows"].as_u64(), Some(525 - null - empty));
     for (rows, reason) in [(null, "NULL text"), (empty, "empty text")] {
-        assert!(said.contains(&format!("{rows} rows not measured: {reason}")), "{said}");
+        assert!(message.contains(&format!("{rows} rows not measured: {reason}")), "{message}");
     }
     let slices = measured["slices"]["category"].as_array().unwrap();
     let others: Vec<_> = slices.iter().map(|slice| slice["value"].as_str().unwrap()).collect();

@@ -263,11 +263,11 @@ impl Planner<'_> {
     }
 }
 
-/// A model to plan with: the model itself, or a stand-in.
+/// A model to plan with: the model itself, or a substitute.
 struct PlanningModel {
     scorer: Scorer,
     /// The folder of the encoder that stands in for a model that does not exist yet.
-    stand_in: Option<PathBuf>,
+    substitute: Option<PathBuf>,
     /// Duration of loading, in seconds.
     seconds: f64,
 }

@@ -199,7 +199,7 @@ impl PlannedScoring {
         )?;
         let named = match &self.fingerprint {
             Ok(fingerprint) => fingerprint[..fingerprint.len().min(16)].to_owned(),
-            Err(stands_for_it) => format!("does not exist yet; planned with {stands_for_it}"),
+            Err(substitute) => format!("does not exist yet; planned with {substitute}"),
         };
         lines.add("model", format!("{} ({named}, {})", self.model, self.precision))?;
         lines.add(

@@ -12,7 +12,7 @@ use couplet_storage::place::{Place, model_place};
 use couplet_tables::predict::named_models;
 use serde::Serialize;
 
-use super::super::outputs::{BESIDE, REJECTED, SINK, STATE, STORE, Shape, TEMPORARY, Target, targets};
+use super::super::outputs::{REJECTED, SIBLING_MODEL, SINK, STATE, STORE, Shape, TEMPORARY, Target, targets};
 use super::super::{Stage, query_text, readable};
 use crate::config::{self, Pipeline, SinkFormat, SinkMode, Start, Validation};
 
@@ -128,7 +128,7 @@ impl Writes {
 
 /// Describes the change to the content of a place.
 async fn change(target: &Target, pipeline: &Pipeline, runs: impl Fn(Stage) -> bool) -> String {
-    let there = is_there(&target.place).await;
+    let is_existing = exists(&target.place).await;
     let sink = pipeline.scoring.as_ref().map(|scoring| &scoring.sink);
     match (target.what, sink) {
         (TEMPORARY, _) if pipeline.scoring.is_some() && runs(Stage::Score) => {
@@ -136,9 +136,9 @@ async fn change(target: &Target, pipeline: &Pipeline, runs: impl Fn(Stage) -> bo
         }
         (TEMPORARY, _) => "spilled data, until the run ends",
         (STATE, _) => "until the model is complete",
-        (BESIDE, _) if target.place.name().ends_with(".candidate") => "the model, if promote_if rejects it",
-        (BESIDE, _) => "the last epoch's model, if another epoch's is better",
-        _ if !there => "will be created",
+        (SIBLING_MODEL, _) if target.place.name().ends_with(".candidate") => "the model, if promote_if rejects it",
+        (SIBLING_MODEL, _) => "the last epoch's model, if another epoch's is better",
+        _ if !is_existing => "will be created",
         (SINK, Some(sink)) => return change_of_sink(sink),
         (REJECTED, _) => "changed like the sink",
         (STORE, _) => "scores and the run record are added; unfinished files of killed runs are removed",
@@ -208,7 +208,7 @@ fn shown(path: &Path) -> String {
     readable(path).display().to_string()
 }
 
-async fn is_there(place: &Place) -> bool {
+async fn exists(place: &Place) -> bool {
     match Objects::open(place) {
         Ok(objects) => objects.exists().await.unwrap_or(false),
         Err(_) => false,
