@@ -22,6 +22,7 @@ use clap::{Args, Parser, Subcommand};
 use couplet_storage::files;
 use couplet_storage::place::{self, Place};
 use couplet_storage::redact::{holds_credentials, without_credentials};
+use futures::future::LocalBoxFuture;
 
 use crate::config::{self, Pipeline};
 use crate::error::Error;
@@ -188,28 +189,38 @@ impl Cli {
 
     /// Executes the command; `stop` resolves when the user interrupts it.
     ///
+    /// Both futures are boxed, so that the commands are compiled with the library and not again with every program that
+    /// polls them.
+    ///
     /// # Errors
     /// The error that ended the command.
-    pub async fn execute(self, stop: impl Future<Output = ()>) -> Result<(), Error> {
-        match self.command {
-            Command::Init(command) => command.execute(self.messages).await,
-            Command::Run(command) => command.execute(self.messages, stop).await,
-            Command::Plan(command) => tokio::select! {
+    #[must_use]
+    pub fn execute(self, stop: LocalBoxFuture<'static, ()>) -> LocalBoxFuture<'static, Result<(), Error>> {
+        Box::pin(self.command.execute(self.messages, stop))
+    }
+}
+
+impl Command {
+    async fn execute(self, messages: Messages, stop: LocalBoxFuture<'static, ()>) -> Result<(), Error> {
+        match self {
+            Self::Init(command) => command.execute(messages).await,
+            Self::Run(command) => command.execute(messages, stop).await,
+            Self::Plan(command) => tokio::select! {
                 biased;
                 () = stop => Err(Error::Interrupted { after: "while planning".into(), kept: "nothing was written".into() }),
-                done = Box::pin(command.execute(self.messages)) => done,
+                done = Box::pin(command.execute(messages)) => done,
             },
-            Command::Query(command) => command.execute(stop).await,
-            Command::Predict(command) => command.execute().await,
-            Command::Runs(command) => command.execute().await,
-            Command::Report(command) => command.execute().await,
-            Command::Store(command) => command.execute().await,
-            Command::Model(command) => command.execute().await,
-            Command::Scheduler(command) => command.execute(stop).await,
-            Command::Executor(command) => command.execute(stop).await,
-            Command::Schema(command) => command.execute(),
-            Command::Completions(command) => command.execute(),
-            Command::Man(command) => command.execute(),
+            Self::Query(command) => command.execute(stop).await,
+            Self::Predict(command) => command.execute().await,
+            Self::Runs(command) => command.execute().await,
+            Self::Report(command) => command.execute().await,
+            Self::Store(command) => command.execute().await,
+            Self::Model(command) => command.execute().await,
+            Self::Scheduler(command) => command.execute(stop).await,
+            Self::Executor(command) => command.execute(stop).await,
+            Self::Schema(command) => command.execute(),
+            Self::Completions(command) => command.execute(),
+            Self::Man(command) => command.execute(),
         }
     }
 }

@@ -49,7 +49,7 @@ fn run(cli: Cli) -> Result<(), Error> {
     let logging = Logging::start(cli.messages());
     drop(entered);
     keep_signals_delivered();
-    let done = runtime.block_on(cli.execute(stopped()));
+    let done = runtime.block_on(cli.execute(Box::pin(stopped())));
     logging.end();
     // Do not wait for a batch in progress: it ends with the process.
     runtime.shutdown_background();

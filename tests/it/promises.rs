@@ -41,12 +41,17 @@ fn the_readme_shows_the_nightly_pipeline() {
 fn every_module_and_crate_is_named_in_contributing() {
     let read = |path: &str| std::fs::read_to_string(root().join(path)).unwrap();
     let page = read("CONTRIBUTING.md");
-    let library = read("src/lib.rs");
-    let modules = library.lines().filter_map(|line| {
-        line.trim_start_matches("pub ").strip_prefix("mod ")?.strip_suffix(';').map(ToOwned::to_owned)
-    });
     let crates = root().join("crates").read_dir().unwrap();
-    let crates = crates.map(|entry| format!("crates/{}", entry.unwrap().file_name().to_str().unwrap()));
-    let missing: Vec<String> = modules.chain(crates).filter(|name| !page.contains(&format!("| `{name}` |"))).collect();
+    let crates: Vec<String> =
+        crates.map(|entry| format!("crates/{}", entry.unwrap().file_name().to_str().unwrap())).collect();
+    let mut missing = Vec::new();
+    for folder in crates.iter().map(String::as_str).chain(["."]) {
+        if !page.contains(&format!("`{}`", if folder == "." { "src/" } else { folder })) {
+            missing.push(folder.to_owned());
+        }
+        let library = read(&format!("{folder}/src/lib.rs"));
+        let modules = library.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';'));
+        missing.extend(modules.filter(|name| !page.contains(&format!("| `{name}` |"))).map(ToOwned::to_owned));
+    }
     assert!(missing.is_empty(), "CONTRIBUTING.md has no line on {missing:?}");
 }

@@ -44,6 +44,14 @@ impl Window {
         Self { text, text_pair }
     }
 
+    /// Creates a window of pairs. Errors name their columns `text` and `text_pair`.
+    #[must_use]
+    pub fn of_pairs<'t>(pairs: impl IntoIterator<Item = (&'t str, &'t str)>) -> Self {
+        let (texts, text_pairs): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+        let column = |name: &str, values: Vec<&str>| TextColumn { name: name.into(), values: values.into() };
+        Self::new(column("text", texts), Some(column("text_pair", text_pairs)))
+    }
+
     /// Rows of the window.
     #[must_use]
     pub fn len(&self) -> usize {
