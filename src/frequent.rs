@@ -1,4 +1,4 @@
-//! The most frequent of many labels: a model may have thousands, more than anyone reads.
+//! Selects the most frequent of many labels: a model may have thousands, too many to display.
 
 /// Returns the indices of the items with the most rows, at most `limit` of them, in the order of the items.
 #[must_use]

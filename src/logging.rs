@@ -29,8 +29,7 @@ pub enum LogFormat {
 }
 
 impl LogFormat {
-    /// Returns the log format that the arguments request, even if clap rejects them. The first argument is the name of
-    /// the program.
+    /// Parses the log format from the arguments, even if clap rejects them. The first argument is the program name.
     #[must_use]
     pub fn from_arguments(arguments: impl Iterator<Item = OsString>) -> Self {
         let mut words = arguments.skip(1).take_while(|word| word != "--");
@@ -60,13 +59,13 @@ pub struct Messages {
 }
 
 impl Messages {
-    /// Tells whether only warnings and errors are shown.
+    /// Returns true if only warnings and errors are shown.
     #[must_use]
     pub fn is_quiet(self) -> bool {
         self.quiet > 0
     }
 
-    /// Tells whether additional messages are shown.
+    /// Returns true if additional messages are shown.
     #[must_use]
     pub fn is_verbose(self) -> bool {
         self.verbose > 0
@@ -195,12 +194,12 @@ fn up_to<F: Fn(&Metadata<'_>) -> bool>(level: Level, passes: F) -> FilterFn<F> {
 /// The level of the spans of stages.
 const STAGES: Level = Level::INFO;
 
-/// Tells whether the metadata is of a span of couplet; these spans are the stages of a run.
+/// Returns true if the metadata is of a span of couplet; these spans are the stages of a run.
 fn is_stage(about: &Metadata<'_>) -> bool {
     about.is_span() && about.target().starts_with(env!("CARGO_PKG_NAME"))
 }
 
-/// Tells whether to use colors on stderr. See <https://no-color.org>.
+/// Returns true if colors should be used on stderr. See <https://no-color.org>.
 #[must_use]
 pub fn colors() -> bool {
     io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())

@@ -57,7 +57,7 @@ pub fn report_error(error: &Error, format: LogFormat) {
 }
 
 /// Records that the reader of stdout has closed it, as `head` does. The error still ends the work in progress, so that
-/// temporary files are removed; [`stdout_closed`] then reports that nothing went wrong.
+/// temporary files are removed; [`stdout_closed`] then reports that this is not a failure.
 pub(crate) fn note_closed_stdout<T>(written: io::Result<T>) -> io::Result<T> {
     if written.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::BrokenPipe) {
         STDOUT_CLOSED.store(true, Ordering::Relaxed);

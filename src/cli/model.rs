@@ -172,7 +172,7 @@ fn card_json(place: &Place, folder: &ModelFolder, model: &Described, card: &Card
     json
 }
 
-/// Tells whether the model has one logit, which becomes the score.
+/// Returns true if the model has one logit, which becomes the score.
 fn is_scored(model: &Described) -> bool {
     model.headless.is_none() && model.config.problem == Problem::Regression
 }

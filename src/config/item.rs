@@ -265,7 +265,7 @@ impl<'r> Item<'r> {
         self.value.get_ref().is_table()
     }
 
-    /// Tells whether the value is a table with this key.
+    /// Returns true if the value is a table with this key.
     pub(super) fn has(&self, key: &str) -> bool {
         self.value.get_ref().as_table().is_some_and(|table| table.contains_key(key))
     }

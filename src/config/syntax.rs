@@ -46,7 +46,7 @@ impl Syntax {
         &self.problems
     }
 
-    /// Tells whether the value parsed from a span can be trusted.
+    /// Returns true if the value parsed from a span can be trusted.
     pub(super) fn trusts(&self, text: &str, span: &Range<usize>) -> bool {
         // The parser uses an empty span for a value that it could not read.
         self.is_clean()
@@ -72,7 +72,7 @@ fn place(error: &Error) -> Range<usize> {
     error.span().unwrap_or(0..0)
 }
 
-/// Tells whether the parser cannot find the end of the broken part, and takes the rest of the file as a part of it.
+/// Returns true if the parser cannot find the end of the broken part, and treats the rest of the file as part of it.
 fn is_unrecoverable(error: &Error) -> bool {
     ["unclosed", "key with no value"].iter().any(|message| error.message().starts_with(message))
 }

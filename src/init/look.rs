@@ -256,7 +256,7 @@ fn binary(path: &Path) -> Option<&'static str> {
     }
 }
 
-/// Detects the delimiter, the header, and whether quotation marks have a meaning.
+/// Detects the delimiter, the header, and whether fields are quoted.
 fn sniff(csv: &mut CsvOptions, head: &str, options: &mut TableOptions) {
     // Text fields may contain commas even with another delimiter, so the delimiter is judged by the first line, which
     // usually has column names. A comma within a name is recognized because not all lines have the same number of

@@ -18,7 +18,7 @@ use crate::config::{Pipeline, Scoring};
 use crate::error::Error;
 use crate::run::gold_labels;
 
-/// The number of distinct combinations of label, prediction and bin from which on a column is not taken as labels.
+/// The number of combinations of label, prediction and bin from which a column is not treated as labels.
 pub(super) const MAX_GROUPS: usize = 20_000;
 /// The number of label ranges of a regression.
 const RANGES: usize = 10;
@@ -94,7 +94,7 @@ pub struct ByRange {
     pub mae: f64,
 }
 
-/// Tells whether the model of a run is a regression.
+/// Returns true if the model of a run is a regression.
 pub(super) fn is_regression(record: &RunRecord) -> bool {
     record.task.as_deref() == Some(&*Problem::Regression.to_string())
 }

@@ -300,8 +300,8 @@ fn skipped(steps: u64, skipped: u64) -> String {
     )
 }
 
-/// Logs a summary line as a warning too: the run may succeed with the old model, and nobody reads the summary of a
-/// nightly run.
+/// Also logs a summary line as a warning: the run may succeed with the old model, and the summary of a nightly run is
+/// rarely read.
 fn with_warning(line: String) -> String {
     tracing::warn!("{FINETUNE}: {line}");
     line

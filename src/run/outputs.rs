@@ -182,7 +182,7 @@ fn problem(path: &Path, shape: Shape) -> Option<Explained> {
         return Some("is a link to a folder that does not exist; create that folder, or remove the link".into());
     }
     let path = target.canonicalize().or_else(|_| std::path::absolute(&target)).unwrap_or(target);
-    // An existing model may be up to date, and then nothing is written.
+    // If the existing model is up to date, nothing is written.
     let stays = shape == Shape::Model && path.exists();
     unsuited(&path, shape).map(Explained::from).or_else(|| if stays { None } else { unwritable(&path, shape) })
 }
@@ -207,7 +207,7 @@ fn unsuited(path: &Path, shape: Shape) -> Option<String> {
     }
 }
 
-/// Checks that a file can be created where the place is or will be.
+/// Checks that a file can be created at the place, or in its nearest existing parent folder.
 fn unwritable(path: &Path, shape: Shape) -> Option<Explained> {
     // Files, and folders that are replaced as a whole, are written next to their target.
     let around = if shape == Shape::Folder { Some(path) } else { path.parent() };

@@ -1,4 +1,4 @@
-//! What a run needs before it scores: tables, query, model, store and sinks, then the rows, read once and checked.
+//! Prepares a run: opens tables, query, model, store and sinks, then reads the rows once and checks them.
 
 use std::sync::Arc;
 
@@ -26,10 +26,10 @@ use super::{
 use crate::config::SinkMode;
 use crate::error::Error;
 
-/// The operating system's number of the error for a full disk.
+/// The error number (`ENOSPC`) for a full disk.
 const DISK_FULL: i32 = 28;
 
-/// Everything that a run needs before its first row.
+/// The opened inputs and outputs of a run.
 pub(super) struct Prepared {
     pub(super) context: SessionContext,
     pub(super) source: Source,

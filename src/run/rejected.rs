@@ -50,7 +50,7 @@ pub(super) fn too_many(scoring: &Scoring, rejected: ByKind, rows: u64, first: &[
     Error::TooManyErrors { rejected: rejected.iter().sum(), rows, kinds, max_errors: scoring.score.max_errors }
 }
 
-/// Warns if no row at all was scored, which is seldom intended.
+/// Warns if no row was scored, which is rarely intended.
 pub(super) fn warn_if_none_scored(rejected: ByKind, rows: u64) {
     if rows > 0 && rejected.iter().sum::<u64>() == rows {
         tracing::warn!(

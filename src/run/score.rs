@@ -40,14 +40,14 @@ use crate::report::{Appended, Report};
 /// Windows scored concurrently: while the last batches of one run, the next is tokenized.
 const WINDOWS_IN_FLIGHT: usize = 2;
 
-/// Maximum texts per thread in a window. With a slow model these are some seconds of work. If the process is killed,
-/// they are lost, and so are the scores that wait for their commit.
+/// Maximum texts per thread in a window. With a slow model, a window is a few seconds of work. If the process is
+/// killed, this work is lost, and so are the scores that are not committed yet.
 const TEXTS_PER_THREAD: usize = 512;
 
 /// Maximum rows whose scores are held in memory before they are committed to the store.
 const ROWS_TO_COMMIT: usize = 1 << 17;
 
-/// Maximum bytes of scores held in memory: a score with thousands of labels is long.
+/// Maximum bytes of scores held in memory: a score with thousands of labels is large.
 const BYTES_TO_COMMIT: usize = 64 << 20;
 
 /// Command-line options of a run.

@@ -121,7 +121,7 @@ impl StagedRows {
         }
         writer.flush()?;
         let size = writer.flushed_row_groups().iter().map(|group| group.total_byte_size().unsigned_abs()).sum();
-        // `into_inner` keeps only the text of an error of the disk, so almost everything is written before.
+        // `into_inner` reduces a disk error to its text, so almost everything is written before, with typed errors.
         writer.sync()?;
         let digest = writer.into_inner()?.finish()?;
         Ok(Self {

@@ -185,7 +185,7 @@ fn change_of_sink(sink: &config::Sink) -> String {
     }
 }
 
-/// Returns the SQL of the planned stages, as far as it can be read.
+/// Returns the SQL of the planned stages, without files that cannot be read.
 fn queries(pipeline: &Pipeline, variables: &BTreeMap<String, String>, runs: impl Fn(Stage) -> bool) -> Vec<String> {
     let stage_of = |key: &str| match key {
         "pretrain.file" => Stage::Pretrain,
