@@ -242,7 +242,7 @@ async fn id(
     }
     let columns: Vec<&str> = named().map(|column| column.name.as_str()).collect();
     if columns.len() > 1 && table.is_unique(&columns).await? {
-        let why = format!("by their names: alone they repeat, but no two of the {rows} rows share all of them");
+        let why = format!("by their names; only together unique in all {rows} rows");
         return Ok((columns.into_iter().map(str::to_owned).collect(), why));
     }
     let others = table.columns.iter().filter(is_free).filter(is_code).filter(|column| !names_rows(&column.name));

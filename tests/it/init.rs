@@ -98,7 +98,7 @@ fn a_tsv_file_with_unusual_names_and_quotes_is_detected() {
     }
     write(&folder.path().join("pairs.txt"), text);
     let (message, report) = from(folder.path(), &["pairs.txt"]);
-    assert!(message.contains("`#1 ID`, `#2 ID`: by their names: alone they repeat"), "{message}");
+    assert!(message.contains("`#1 ID`, `#2 ID`: by their names; only together unique"), "{message}");
     assert!(message.contains("`#1 String`, `#2 String`"), "{message}");
     assert!(message.contains("`Quality`: by its name"), "{message}");
     let toml = std::fs::read_to_string(folder.path().join("job/pipeline.toml")).unwrap();
