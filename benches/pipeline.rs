@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use couplet::progress::Style;
-use couplet::run::{Remembering, RunState};
+use couplet::run::{RunOptions, RunState};
 use criterion::{Criterion, Throughput};
 
 pub fn bench(criterion: &mut Criterion) {
@@ -22,7 +22,7 @@ pub fn bench(criterion: &mut Criterion) {
             .replace("[sink]", &format!("precision = \"{precision}\"\n[sink]"))
             .replace("[sink]", &format!("[score]\nstore = \"{}/state\"\n[sink]", folder.display()));
         // Each round scores everything again instead of using the previous round's cache.
-        let fresh = Remembering { fresh: true, ..Remembering::default() };
+        let fresh = RunOptions { fresh: true, ..RunOptions::default() };
         let pipeline = couplet::config::parse(&path, &text, &BTreeMap::new()).expect("a pipeline");
         group.bench_function(precision, |bencher| {
             bencher.iter(|| {

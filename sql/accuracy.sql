@@ -1,7 +1,7 @@
--- How often is the prediction what people said?
+-- How often does the prediction equal the gold label?
 --
--- Reads the table predictions with the columns label and predicted_label (both of one type). Rejected rows, which
--- have no prediction, and rows without a label are left out.
+-- Reads the table predictions with the columns label and predicted_label (of the same type). Rejected rows,
+-- which have no prediction, and rows without a label are left out.
 --
 --   couplet query --pipeline pipelines/quickstart/pipeline.toml -f sql/accuracy.sql
 --

@@ -1,10 +1,10 @@
--- When the model says 90 %, is it right in 90 % of the cases? The reliability of the scores, by bins.
+-- Are predictions with a score of 90 % correct in 90 % of the rows? The reliability of the scores, by bin.
 --
--- Reads the table predictions with the columns label, predicted_label and score (label and predicted_label of one
--- type). A bin has the scores above its lower end, up to its upper end. Where accuracy is below confidence, the model
--- is too sure; `expected_error` is the mean distance of the two over all rows.
+-- Reads the table predictions with the columns label, predicted_label and score (label and predicted_label of the
+-- same type). A bin has the scores above its lower end, up to its upper end. If accuracy is below confidence, the model
+-- is overconfident; `expected_error` is the expected calibration error: the mean distance of the two over all rows.
 --
---   $bins = 10      bins between 0 and 1
+--   $bins = 10      the number of bins between 0 and 1
 --
 --   couplet query --pipeline pipelines/quickstart/pipeline.toml -f sql/calibration.sql --param bins=5
 --

@@ -1,4 +1,4 @@
--- What was taken for what? The confusion matrix, a row for each pair of label and predicted label.
+-- Which labels are confused? The confusion matrix, one row per pair of label and predicted label.
 --
 -- Reads the table predictions with the columns label and predicted_label. Rows that were rejected count under
 -- the predicted label (rejected).

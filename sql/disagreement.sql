@@ -1,8 +1,8 @@
--- Where do two models disagree? How often each label of one meets each label of the other.
+-- Where do two models disagree? How often each label of one coincides with each label of the other.
 --
 -- Reads the tables predictions and other, two outputs over the same rows with the column id (for other ids, change the
--- ON below). kappa is the agreement beyond chance, 1 at most. Rows that only one of the two has, or has a label for,
--- stand below with NULL for the other, and count in nothing else.
+-- ON below). kappa (Cohen's) is the agreement beyond chance, at most 1. Rows that only one of the two has, or has a
+-- label for, are listed with NULL for the other, and count nowhere else.
 --
 --   couplet query --pipeline pipelines/quickstart/pipeline.toml --table other=out/other.parquet -f sql/disagreement.sql
 --
@@ -24,8 +24,8 @@ WITH
     FROM cells
     WHERE label IS NOT NULL AND other IS NOT NULL
   ),
-  -- The share that two models would agree on by chance: the sum of the products over the labels. A label that only one
-  -- of them gives adds nothing.
+  -- The expected agreement by chance: the sum of the products of the shares of each label. A label that only one model
+  -- predicts adds nothing.
   chance AS (
     SELECT coalesce(sum(a.share * b.share), 0) AS by_chance
     FROM (SELECT label, sum(share) AS share FROM shares GROUP BY label) a

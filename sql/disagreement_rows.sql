@@ -1,10 +1,9 @@
--- On which rows do two models disagree the most? Those where both are sure come first.
+-- On which rows do two models disagree the most? Rows on which both are confident come first.
 --
 -- Reads the tables predictions and other, two outputs over the same rows with the column id (for other ids, change the
--- ON below). Gives the columns of the source query, whatever they are called. Rows that only one of the two scored are
--- no disagreement.
+-- ON below). Returns all columns of the source query. Rows that only one of the two scored are left out.
 --
---   $rows = 20      how many
+--   $rows = 20      the number of rows
 --
 --   couplet query --pipeline pipelines/quickstart/pipeline.toml --table other=out/other.parquet \
 --     -f sql/disagreement_rows.sql --param rows=2 --format csv

@@ -1,12 +1,12 @@
--- Have the scores moved since an earlier night? PSI and KS of two tables' scores.
+-- Have the scores drifted since an earlier run? PSI and KS statistic of the scores of two tables.
 --
 -- Reads the tables before and predictions; before is an earlier output: a version of a Delta table, the folder of a
--- run, or a file that was kept. The PSI (population stability index) is 0 for equal distributions; 0.1 is called a small shift and
--- 0.25 a large one. Its bins have equally many of the earlier scores; a score that alone has as many is a bin of its
--- own. ks is the largest difference of the shares of scores up to a point, 0 to 1; equal distributions exceed
--- ks_by_chance in one case of 20. Rows without a score count nowhere. For what moved, see sql/drift_labels.sql.
+-- run, or a copy of a file. The PSI (population stability index) is 0 for equal distributions; 0.1 counts as a small
+-- shift and 0.25 as a large one. Its bins are quantiles of the earlier scores; a score as frequent as a quantile has a
+-- bin of its own. ks is the largest difference between the cumulative distributions, 0 to 1; for equal distributions,
+-- it exceeds ks_by_chance in 5 % of the cases. Rows without a score are ignored. By label: sql/drift_labels.sql.
 --
---   $bins = 10      bins of the PSI
+--   $bins = 10      the number of bins of the PSI
 --
 --   couplet query --pipeline P.toml --table before=out/predictions@3 -f sql/drift.sql
 --
@@ -16,7 +16,7 @@
 -- | 525         | 525      | 0.9908      | 0.9266   | 5.0059 | 0.8095 | 0.0838       |
 -- +-------------+----------+-------------+----------+--------+--------+--------------+
 WITH
-  -- A table that was kept as text has the digits of a REAL, which mean the same only as a REAL.
+  -- Scores that were saved as text have the digits of a REAL, so they must be parsed as REAL to compare equal.
   old AS (SELECT CAST(CAST(score AS REAL) AS DOUBLE) AS score FROM before WHERE score IS NOT NULL),
   new AS (SELECT CAST(CAST(score AS REAL) AS DOUBLE) AS score FROM predictions WHERE score IS NOT NULL),
   sizes AS (
@@ -42,20 +42,20 @@ WITH
       sum(old_rows) OVER (ORDER BY score) AS old_up_to,
       sum(new_rows) OVER (ORDER BY score) AS new_up_to
     FROM points CROSS JOIN sizes
-    -- Of an empty table there is nothing to compare.
+    -- With an empty table there is nothing to compare.
     WHERE n > 0 AND m > 0
   ),
   ks AS (SELECT max(abs(old_up_to / n - new_up_to / m)) AS ks FROM curves),
   placed AS (
     SELECT
       *,
-      -- Scores that lie between two of the earlier ones go to the bin of the next.
+      -- A score between two earlier scores belongs to the bin of the higher one.
       least(CASE WHEN old_rows > 0 THEN ceil(old_up_to * bins / n) ELSE floor(old_up_to * bins / n) + 1 END, bins) AS bin,
-      -- What lies below a score that is a bin of its own stays apart from what lies above.
+      -- The scores below and above a score with a bin of its own are in different bins.
       sum(is_alone) OVER (ORDER BY score) AS alone_up_to
     FROM curves
   ),
-  -- Half a row stands where a bin has none.
+  -- An empty bin counts as half a row, which keeps the logarithm finite.
   shares AS (
     SELECT
       greatest(CAST(sum(old_rows) AS DOUBLE), 0.5) / max(n) AS p,

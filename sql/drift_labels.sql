@@ -1,8 +1,8 @@
--- Have the labels moved since an earlier night? The share of each label in two tables.
+-- Have the labels drifted since an earlier run? The share of each label in two tables.
 --
--- Reads the tables before and predictions; before is an earlier output, as in sql/drift.sql. psi is what the label
--- adds to the population stability index of the labels, where half a row stands for none; the last column is the whole.
--- Rows without a label count nowhere.
+-- Reads the tables before and predictions; before is an earlier output, as in sql/drift.sql. psi is the label's
+-- contribution to the population stability index of the labels, psi_of_all. A label without rows counts as half a row.
+-- Rows without a label are ignored.
 --
 --   couplet query --pipeline P.toml --table before=out/predictions@3 -f sql/drift_labels.sql
 --
@@ -24,7 +24,7 @@ WITH
   sizes AS (
     SELECT
       *,
-      -- Of an empty table there are no shares.
+      -- An empty table has no shares.
       CAST(nullif(sum(old_rows) OVER (), 0) AS DOUBLE) AS n,
       CAST(nullif(sum(new_rows) OVER (), 0) AS DOUBLE) AS m
     FROM counts

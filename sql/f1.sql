@@ -1,7 +1,7 @@
--- How good is each label? Precision, recall and F1, and Matthews' correlation where there are two labels.
+-- How good is each label? Precision, recall and F1, and Matthews' correlation coefficient if there are two labels.
 --
--- Reads the table predictions with the columns label and predicted_label (both of one type). F1 of the rarer label
--- says more than accuracy where labels are uneven; on even labels look at Matthews, which is 0 for guessing.
+-- Reads the table predictions with the columns label and predicted_label (of the same type). For imbalanced
+-- labels, F1 of the rarer label is more informative than accuracy; Matthews is 0 for random guessing.
 --
 --   couplet query --pipeline pipelines/quickstart/pipeline.toml -f sql/f1.sql
 --

@@ -1,6 +1,6 @@
--- How many rows got each label, and how sure was the model?
+-- How many rows got each label, and how confident was the model?
 --
--- Reads the table predictions; needs no labels of one's own.
+-- Reads the table predictions; needs no gold labels.
 --
 --   couplet query --pipeline pipelines/quickstart/pipeline.toml -f sql/label_counts.sql
 --

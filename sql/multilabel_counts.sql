@@ -1,10 +1,10 @@
--- How many rows have each label, where a row may have any number of them?
+-- How many rows got each label of a multi-label model?
 --
--- Reads the tables predictions, of a multi-label model, and runs, which --pipeline gives and which knows the names of
--- the model's labels. Needs no labels of one's own.
+-- Reads the table predictions of a multi-label model, and the table runs of --pipeline, which has the names of the
+-- model's labels. Needs no gold labels.
 --
---   $threshold = 0.5      the probability from which on a row has a label
---   $labels = 100         how many labels, those of the most rows; left_out says how many there are besides
+--   $threshold = 0.5      the probability from which a row has a label
+--   $labels = 100         the number of labels, the most frequent ones; left_out is the number of the others
 --
 --   couplet query --pipeline P.toml -f sql/multilabel_counts.sql
 --

@@ -1,11 +1,11 @@
--- How good is each label, where a row may have any number of them? Precision, recall and F1.
+-- How good is each label of a multi-label model? Precision, recall and F1.
 --
--- Reads the tables predictions, of a multi-label model, with the column label (a list of texts), and runs, which
--- --pipeline gives and which knows the names of the model's labels. The last columns are the F1 of all labels together
--- (micro) and the mean of theirs (macro), also of those that are left out.
+-- Reads the table predictions of a multi-label model, with the column label (a list of texts), and the table runs of
+-- --pipeline, which has the names of the model's labels. f1_micro and f1_macro are averages over all labels, including
+-- those that are left out.
 --
---   $threshold = 0.5      the probability from which on a row has a label
---   $labels = 100         how many labels, those of the most rows; left_out says how many there are besides
+--   $threshold = 0.5      the probability from which a row has a label
+--   $labels = 100         the number of labels, the most frequent ones; left_out is the number of the others
 --
 --   couplet query --pipeline P.toml -f sql/multilabel_f1.sql
 --

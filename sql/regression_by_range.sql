@@ -1,4 +1,4 @@
--- Where on the scale is a regression off? Its error by ranges of what people said.
+-- For which labels is a regression wrong? Its error by range of the gold label.
 --
 -- Reads the table predictions of a regression, with the columns label (a number) and score. A range has the labels
 -- from its lower end to below its upper end.

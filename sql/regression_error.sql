@@ -1,8 +1,8 @@
--- How far is a regression's value from what people said?
+-- How far are the values of a regression from the gold labels?
 --
 -- Reads the table predictions of a regression, with the columns label (a number) and score. mae is the mean absolute
--- error, rmse the root of the mean squared error, bias the mean of score - label, r2 the share of the variance that is
--- explained; pearson is the correlation, spearman that of the ranks (equal values share theirs).
+-- error, rmse the root mean squared error, bias the mean of score - label, r2 the share of explained variance; pearson
+-- is the correlation, spearman the rank correlation (equal values get their mean rank).
 --
 --   couplet query --pipeline P.toml -f sql/regression_error.sql
 --

@@ -1,9 +1,9 @@
--- On which rows is a regression farthest from what people said?
+-- On which rows is a regression farthest from the gold label?
 --
--- Reads the table predictions of a regression, with the columns label (a number) and score. Gives the columns of the
--- source query, whatever they are called.
+-- Reads the table predictions of a regression, with the columns label (a number) and score. Returns all columns
+-- of the source query.
 --
---   $rows = 10      how many
+--   $rows = 10      the number of rows
 --
 --   couplet query --pipeline P.toml -f sql/regression_worst.sql --param rows=2 --format csv
 --

@@ -1,10 +1,9 @@
 -- Which rows have no score, and why?
 --
--- Reads the table predictions. A pipeline with errors = "quarantine" has its rejected rows in the table rejected, which
--- this query reads with --table predictions=out/predictions_rejected. Gives the columns of the source query, whatever
--- they are called.
+-- Reads the table predictions. A pipeline with errors = "quarantine" has its rejected rows in a separate table, which this
+-- query reads with --table predictions=out/predictions_rejected. Returns all columns of the source query.
 --
---   $rows = 20      how many
+--   $rows = 20      the number of rows
 --
 --   couplet query --pipeline P.toml -f sql/rejected.sql
 --

@@ -1,10 +1,10 @@
 -- How are the scores distributed?
 --
--- Reads the table predictions; needs no labels of one's own. Scores are probabilities, or the values of a regression,
--- for which a wider bin is better. A bin has the scores above its lower end, up to its upper end.
+-- Reads the table predictions; needs no gold labels. Scores are probabilities, or the values of a regression,
+-- which need wider bins. A bin has the scores above its lower end, up to its upper end.
 --
 --   $width = 0.05      the width of a bin
---   $bar = 40          characters of the longest bar
+--   $bar = 40          the length of the longest bar, in characters
 --
 --   couplet query --pipeline pipelines/quickstart/pipeline.toml -f sql/score_histogram.sql
 --

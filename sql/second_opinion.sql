@@ -1,10 +1,10 @@
--- What does another model say of the rows of which this one is least sure? It is asked here and now, by predict().
+-- What does another model predict for the rows with the lowest scores? predict() runs it in this query.
 --
--- Reads the table predictions with the columns sentence1 and sentence2; write your own in the call, one for single
--- sentences.
+-- Reads the table predictions with the columns sentence1 and sentence2; change them in the call to your own, one column
+-- for single sentences.
 --
 --   $model        the folder or URI of the other model
---   $rows = 20    how many rows to ask about
+--   $rows = 20    the number of rows
 --
 --   couplet query --pipeline pipelines/quickstart/pipeline.toml -f sql/second_opinion.sql \
 --     --param model=tests/it/goldens/tiny-distilbert --param rows=2 --format csv

@@ -1,9 +1,9 @@
--- How fast were the runs, and what did packing save? One row a run, the newest first.
+-- How fast were the runs, and what did packing save? One row per run, newest first.
 --
--- Reads the table runs, which --pipeline gives. Runs that scored nothing, as all was remembered, have no speed. Columns
+-- Reads the table runs of --pipeline. Runs that scored nothing, because all scores were cached, have no speed. Columns
 -- are NULL for runs of versions of couplet that did not record them.
 --
---   $rows = 30      how many runs
+--   $rows = 30      the number of runs
 --
 --   couplet query --pipeline P.toml -f sql/throughput.sql
 --

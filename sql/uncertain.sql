@@ -1,10 +1,10 @@
--- Which rows are worth a person's label? Those of which the model is least sure, as many of each label that it gave.
+-- Which rows are worth labelling? Those with the lowest scores, equally many per predicted label.
 --
--- Reads the table predictions; needs no labels of one's own. Gives the columns of the source query, whatever they are
--- called; with -o FILE.csv it is a list to fill in.
+-- Reads the table predictions; needs no gold labels. Returns all columns of the source query; -o FILE.csv writes a list
+-- to fill in.
 --
---   $rows = 20       how many
---   $below = 1.0     only rows whose score is below this
+--   $rows = 20       the number of rows
+--   $below = 1.0     the upper bound of the score
 --
 --   couplet query --pipeline pipelines/quickstart/pipeline.toml -f sql/uncertain.sql --param rows=4 --format csv
 --

@@ -1,9 +1,9 @@
--- Where was the model surest, and wrong?
+-- Which mistakes have the highest scores?
 --
--- Reads the table predictions with the columns label and predicted_label (both of one type), and gives the columns of
--- the source query, whatever they are called.
+-- Reads the table predictions with the columns label and predicted_label (of the same type). Returns all columns of the
+-- source query.
 --
---   $rows = 10      how many
+--   $rows = 10      the number of rows
 --
 --   couplet query --pipeline pipelines/quickstart/pipeline.toml -f sql/worst_mistakes.sql --param rows=3 --format csv
 --

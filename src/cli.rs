@@ -253,7 +253,7 @@ pub fn refuse_arguments(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
         error.exit();
     }
-    if LogFormat::asked_for(std::env::args_os()) == LogFormat::Text {
+    if LogFormat::from_arguments(std::env::args_os()) == LogFormat::Text {
         if !holds_credentials(&text) {
             error.exit();
         }

@@ -24,8 +24,9 @@ use thiserror::Error;
 use crate::config::{ConfigErrors, Pipeline, Query};
 
 /// The states of a table after a failed write, for messages.
-const AS_BEFORE: &str = "the table is as it was before";
-const NOT_KNOWN: &str = "whether this run's rows are in the table is not known; run the same command again, which makes sure that they are there once";
+const AS_BEFORE: &str = "the table is unchanged";
+const NOT_KNOWN: &str =
+    "it is unknown whether the table has this run's rows; run the same command again: it publishes them once";
 
 /// An error that ends a command.
 #[derive(Debug, Error)]
@@ -99,8 +100,8 @@ pub enum Error {
     },
     /// There is no model, because `promote_if` refused the first trained one.
     #[error(
-        "there is no model {} yet: the one that was trained was refused, as {reason}. Lower promote_if or train better \
-         and run again, or use the refused one as it is: it is in {}",
+        "there is no model {} yet: promote_if rejected the trained one, as {reason}. Lower promote_if or improve the \
+         training and run again, or use the rejected model in {}",
         model.display(),
         candidate.display()
     )]
@@ -170,8 +171,8 @@ pub enum Error {
     },
     /// Another run with the same pipeline and store has published since this one began.
     #[error(
-        "run {by} of this pipeline has published to {output} since this run began, which published nothing. Run the same \
-         command again"
+        "run {by} of this pipeline has published to {output} since this run began, so this run published nothing. Run \
+         the same command again"
     )]
     Superseded {
         /// The table.
@@ -242,15 +243,13 @@ impl Error {
             error => system_error(error),
         };
         match number.filter(|_| cfg!(unix))? {
-            17 | 20 => Some("a part of that path is a file, not a folder: name another place"),
+            17 | 20 => Some("a part of that path is a file, not a folder: use another path"),
             28 | 122 => Some(
-                "the disk is full there, or the quota used up: make room and run the same command again, or name another \
-                 place for it (sink.uri, score.store, run.spill). Existing data is unchanged",
+                "the disk is full, or the quota is used up: free some space and run the same command again, or set \
+                 another location (sink.uri, score.store, run.spill). Existing data is unchanged",
             ),
-            1 | 13 => Some(
-                "this user may not read or write that place: see its owner and permissions, and those of its folders",
-            ),
-            30 => Some("that disk can only be read: name a place on another one"),
+            1 | 13 => Some("check the owner and permissions of that path and its parent folders"),
+            30 => Some("that disk is read-only: use a path on another disk"),
             24 => Some("too many files are open at once: raise the limit (`ulimit -n`)"),
             _ => None,
         }
@@ -324,8 +323,8 @@ fn is_own_output(pipeline: &Pipeline, name: &str) -> bool {
 
 fn reads_own_output(query: &str, name: &str) -> String {
     format!(
-        "{query}: `{name}` is what this pipeline writes, which its source cannot read; name another table, or score \
-         earlier results in a pipeline of its own that has them under [tables]"
+        "{query}: `{name}` is the output of this pipeline, which its source cannot read; name another table, or score \
+         earlier results in a separate pipeline that has them under [tables]"
     )
 }
 

@@ -1,14 +1,14 @@
-//! The most frequent of many labels: a model may have thousands, more than anyone reads.
+//! Selects the most frequent of many labels: a model may have thousands, too many to display.
 
-/// Returns the indices of the items with the most rows, at most `most` of them, in the order of the items.
+/// Returns the indices of the items with the most rows, at most `limit` of them, in the order of the items.
 #[must_use]
-pub fn most_frequent<T>(items: &[T], most: usize, rows: impl Fn(&T) -> u64) -> Vec<usize> {
-    let mut places: Vec<usize> = (0..items.len()).collect();
+pub fn most_frequent<T>(items: &[T], limit: usize, rows: impl Fn(&T) -> u64) -> Vec<usize> {
+    let mut indices: Vec<usize> = (0..items.len()).collect();
     // Of two items with equal rows, the first comes first.
-    places.sort_by_key(|&place| std::cmp::Reverse(rows(&items[place])));
-    places.truncate(most);
-    places.sort_unstable();
-    places
+    indices.sort_by_key(|&index| std::cmp::Reverse(rows(&items[index])));
+    indices.truncate(limit);
+    indices.sort_unstable();
+    indices
 }
 
 #[cfg(test)]

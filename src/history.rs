@@ -45,7 +45,7 @@ pub async fn runs(pipeline: &Pipeline, limit: usize, as_json: bool) -> Result<St
     }
     let mut text = format!(
         "{:<13}  {:<19}  {:<11}  {:>12}  {:>12}  {:>12}  {:>12}  {:>9}  output or error\n",
-        "run", "started", "outcome", "took", "read", "scored", "remembered", "rejected"
+        "run", "started", "outcome", "took", "read", "scored", "cached", "rejected"
     );
     for record in &records {
         let _ = writeln!(text, "{}", line(record));

@@ -29,10 +29,9 @@ pub enum LogFormat {
 }
 
 impl LogFormat {
-    /// Returns the log format that the arguments request, even if clap rejects them. The first argument is the name of
-    /// the program.
+    /// Parses the log format from the arguments, even if clap rejects them. The first argument is the program name.
     #[must_use]
-    pub fn asked_for(arguments: impl Iterator<Item = OsString>) -> Self {
+    pub fn from_arguments(arguments: impl Iterator<Item = OsString>) -> Self {
         let mut words = arguments.skip(1).take_while(|word| word != "--");
         while let Some(word) = words.next() {
             if word == "--log-format=json" || word == "--log-format" && words.next().is_some_and(|next| next == "json")
@@ -60,13 +59,13 @@ pub struct Messages {
 }
 
 impl Messages {
-    /// Tells whether only warnings and errors are shown.
+    /// Returns true if only warnings and errors are shown.
     #[must_use]
     pub fn is_quiet(self) -> bool {
         self.quiet > 0
     }
 
-    /// Tells whether additional messages are shown.
+    /// Returns true if additional messages are shown.
     #[must_use]
     pub fn is_verbose(self) -> bool {
         self.verbose > 0
@@ -195,12 +194,12 @@ fn up_to<F: Fn(&Metadata<'_>) -> bool>(level: Level, passes: F) -> FilterFn<F> {
 /// The level of the spans of stages.
 const STAGES: Level = Level::INFO;
 
-/// Tells whether the metadata is of a span of couplet; these spans are the stages of a run.
+/// Returns true if the metadata is of a span of couplet; these spans are the stages of a run.
 fn is_stage(about: &Metadata<'_>) -> bool {
     about.is_span() && about.target().starts_with(env!("CARGO_PKG_NAME"))
 }
 
-/// Tells whether to use colors on stderr. See <https://no-color.org>.
+/// Returns true if colors should be used on stderr. See <https://no-color.org>.
 #[must_use]
 pub fn colors() -> bool {
     io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
@@ -211,12 +210,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn json_is_found_among_arguments_that_cannot_be_read() {
-        let asked = |line: &str| LogFormat::asked_for(line.split(' ').map(OsString::from));
+    fn the_json_format_is_found_in_invalid_arguments() {
+        let format_of = |line: &str| LogFormat::from_arguments(line.split(' ').map(OsString::from));
         for line in
             ["couplet run --nope --log-format json", "couplet --log-format=json", "couplet a --log-format json b"]
         {
-            assert_eq!(asked(line), LogFormat::Json, "{line}");
+            assert_eq!(format_of(line), LogFormat::Json, "{line}");
         }
         for line in [
             "couplet run",
@@ -224,7 +223,7 @@ mod tests {
             "couplet --log-format text json",
             "couplet -- --log-format=json",
         ] {
-            assert_eq!(asked(line), LogFormat::Text, "{line}");
+            assert_eq!(format_of(line), LogFormat::Text, "{line}");
         }
     }
 }

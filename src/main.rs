@@ -7,7 +7,7 @@ use clap::Parser;
 use couplet::cli::{Cli, refuse_arguments, report_error};
 use couplet::error::Error;
 use couplet::logging::Logging;
-use couplet::terminal::nobody_reads;
+use couplet::terminal::stdout_closed;
 
 /// The stack size of each thread, in bytes. Only used pages take memory.
 ///
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(_) if nobody_reads() => ExitCode::SUCCESS,
+        Err(_) if stdout_closed() => ExitCode::SUCCESS,
         Err(error) => {
             report_error(&error, format);
             ExitCode::from(error.exit_code())
@@ -48,7 +48,7 @@ fn run(cli: Cli) -> Result<(), Error> {
     let entered = runtime.enter();
     let logging = Logging::start(cli.messages());
     drop(entered);
-    hear_signals();
+    keep_signals_delivered();
     let done = runtime.block_on(cli.execute(Box::pin(stopped())));
     logging.end();
     // Do not wait for a batch in progress: it ends with the process.
@@ -90,7 +90,7 @@ fn return_memory() {
 }
 
 /// Delivers signals while all threads of the runtime are busy; otherwise an idle runtime thread does it.
-fn hear_signals() {
+fn keep_signals_delivered() {
     std::thread::spawn(|| {
         if let Ok(listener) = tokio::runtime::Builder::new_current_thread().enable_all().build() {
             listener.block_on(std::future::pending::<()>());

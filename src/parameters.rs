@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_is_what_the_sql_uses_it_as_or_what_it_looks_like() {
+    fn a_value_has_the_type_of_its_use_or_of_its_text() {
         let scalar = |value: &str, types: &[DataType]| scalar(value, types);
         assert_eq!(scalar("1", &[]), Ok(ScalarValue::from(1_i64)));
         assert_eq!(scalar("0.5", &[]), Ok(ScalarValue::from(0.5)));
@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn no_digit_is_lost() {
+    fn numbers_keep_all_digits() {
         let scalar = |value: &str, types: &[DataType]| scalar(value, types).unwrap();
         let decimal = |value: i128, precision, scale| ScalarValue::Decimal128(Some(value), precision, scale);
         assert_eq!(scalar("9223372036854775807", &[]), ScalarValue::from(i64::MAX));

@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_promised_before_the_first_token() {
+    fn there_is_no_estimate_before_the_first_token() {
         assert_eq!(Estimate::new(&Counts::default(), 10, Duration::from_secs(1)).remaining(), None);
     }
 }

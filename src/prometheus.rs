@@ -20,7 +20,7 @@ const SUCCESS: &str = "couplet_run_success";
 const LAST_SUCCESS: &str = "couplet_run_last_success_timestamp_seconds";
 
 /// The maximum number of labels with a series: each series costs the server memory, again with every run.
-const MOST_LABELS: usize = 100;
+const MAX_LABELS: usize = 100;
 
 /// The facts about a run.
 #[derive(Debug, Clone, Default)]
@@ -99,8 +99,8 @@ pub fn text(facts: &Facts) -> String {
     text.many("couplet_run_rejected_rows", "Rows without a score, by reason.", "reason", rejected);
     text.one("couplet_run_truncated_rows", "Rows whose texts were truncated.", count(record.rows_truncated));
     let labels = record.labels.as_deref().unwrap_or_default();
-    let left_out = labels.len().saturating_sub(MOST_LABELS);
-    let labels = most_frequent(labels, MOST_LABELS, |(_, n)| *n).into_iter().map(|place| &labels[place]);
+    let left_out = labels.len().saturating_sub(MAX_LABELS);
+    let labels = most_frequent(labels, MAX_LABELS, |(_, n)| *n).into_iter().map(|place| &labels[place]);
     let labels = labels.map(|(label, n)| (label.clone(), *n as f64));
     text.many("couplet_run_label_rows", "Rows by predicted label, for the most frequent labels.", "label", labels);
     let left_out = Some(left_out).filter(|n| *n > 0).map(|n| n as f64);
@@ -260,7 +260,7 @@ mod tests {
 
     /// The rules of `promtool check metrics` for names and series.
     #[test]
-    fn names_end_with_their_unit_and_no_series_is_there_twice() {
+    fn names_end_with_their_unit_and_series_are_unique() {
         let labels = (0..500).map(|i| (format!("label {}", i % 499), i));
         let counted = Some(3);
         let facts = Facts {

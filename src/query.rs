@@ -42,7 +42,7 @@ pub const REJECTED: &str = "rejected";
 /// quarantine as [`REJECTED`].
 ///
 /// # Errors
-/// A server that does not answer whether there is a sink.
+/// A server that cannot tell whether the sink exists.
 pub async fn tables_of(pipeline: &Pipeline) -> Result<Vec<Table>, Error> {
     let mut tables = pipeline.tables.clone();
     let Some(scoring) = &pipeline.scoring else { return Ok(tables) };

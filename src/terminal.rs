@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::logging::{LogFormat, colors};
 
 /// True once the reader of stdout has closed it.
-static NOBODY_READS: AtomicBool = AtomicBool::new(false);
+static STDOUT_CLOSED: AtomicBool = AtomicBool::new(false);
 
 /// Prints text for people, escaped for terminals.
 pub(crate) fn print(text: &str) -> Result<(), Error> {
@@ -26,7 +26,7 @@ pub(crate) fn print_as(text: &str, is_json: bool) -> Result<(), Error> {
 /// Prints a document for programs, byte by byte.
 pub(crate) fn print_document(text: &str) -> Result<(), Error> {
     let mut out = io::stdout().lock();
-    end_if_nobody_reads(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
+    note_closed_stdout(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
         .map_err(|error| Error::Io { context: "writing to stdout".into(), error })
 }
 
@@ -57,16 +57,16 @@ pub fn report_error(error: &Error, format: LogFormat) {
 }
 
 /// Records that the reader of stdout has closed it, as `head` does. The error still ends the work in progress, so that
-/// temporary files are removed; [`nobody_reads`] then reports that nothing went wrong.
-pub(crate) fn end_if_nobody_reads<T>(written: io::Result<T>) -> io::Result<T> {
+/// temporary files are removed; [`stdout_closed`] then reports that this is not a failure.
+pub(crate) fn note_closed_stdout<T>(written: io::Result<T>) -> io::Result<T> {
     if written.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::BrokenPipe) {
-        NOBODY_READS.store(true, Ordering::Relaxed);
+        STDOUT_CLOSED.store(true, Ordering::Relaxed);
     }
     written
 }
 
 /// Returns true if the program ended because the reader of stdout closed it, which is not a failure.
 #[must_use]
-pub fn nobody_reads() -> bool {
-    NOBODY_READS.load(Ordering::Relaxed)
+pub fn stdout_closed() -> bool {
+    STDOUT_CLOSED.load(Ordering::Relaxed)
 }

@@ -73,12 +73,12 @@ fn write_all(commands: &[&Command], folder: &Path) -> Result<(), Error> {
     print(&written)
 }
 
-fn unknown(commands: &[&Command], asked: &str) -> Error {
+fn unknown(commands: &[&Command], name: &str) -> Error {
     let names: Vec<&str> = commands.iter().filter_map(|command| typed(command)).collect();
-    let near = closest(asked, names.iter().copied());
+    let near = closest(name, names.iter().copied());
     let near = near.map_or_else(String::new, |near| format!("; did you mean `couplet man {near}`?"));
     Error::Usage(format!(
-        "man {asked}: no command and no folder has this name (commands: {}; to create a folder, write it with a slash, \
+        "man {name}: no command and no folder has this name (commands: {}; to create a folder, write it with a slash, \
          as in ./man){near}",
         names.join(", ")
     ))

@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_is_one_word_of_the_shell() {
+    fn a_path_is_quoted_as_one_shell_word() {
         assert_eq!(in_shell("work/my-job"), "work/my-job");
         assert_eq!(in_shell("it's here; $(rm)"), "'it'\\''s here; $(rm)'");
     }

@@ -172,7 +172,7 @@ fn card_json(place: &Place, folder: &ModelFolder, model: &ModelDescription, card
     json
 }
 
-/// Tells whether the model has one logit, which becomes the score.
+/// Returns true if the model has one logit, which becomes the score.
 fn is_scored(model: &ModelDescription) -> bool {
     model.headless.is_none() && model.config.problem == Problem::Regression
 }

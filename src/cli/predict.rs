@@ -83,7 +83,7 @@ fn describe(prediction: &Prediction, model: &Model, as_json: bool) -> String {
         lines.push(format!("  {label:width$}  {p:.4}{raw}"));
     }
     if prediction.truncated {
-        lines.push(format!("  cut to {} tokens", prediction.tokens));
+        lines.push(format!("  truncated to {} tokens", prediction.tokens));
     }
     lines.join("\n") + "\n"
 }

@@ -18,7 +18,7 @@ use crate::history;
 use crate::logging::Messages;
 use crate::prometheus::{self, Facts, timestamp};
 use crate::report::RunReport;
-use crate::run::{self, Remembering, RunState};
+use crate::run::{self, RunOptions, RunState};
 
 #[derive(Debug, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a command-line switch")]
@@ -87,7 +87,7 @@ impl Run {
         stop: impl Future<Output = ()>,
         state: &mut RunState,
     ) -> Result<RunReport, Error> {
-        let remembering = Remembering {
+        let options = RunOptions {
             fresh: self.fresh,
             retry_errors: self.retry_errors,
             wait: self.wait,
@@ -95,7 +95,7 @@ impl Run {
             run_key: self.run_key.clone(),
             again: self.again,
         };
-        run::run(pipeline, variables, &self.only, remembering, messages.style(), stop, state).await
+        run::run(pipeline, variables, &self.only, options, messages.style(), stop, state).await
     }
 }
 

@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_value_of_a_variable_is_one_more_pipeline() {
+    fn each_value_of_a_variable_gives_a_combination() {
         let values = |values: &[&str]| values.iter().map(|value| (*value).to_owned()).collect::<BTreeSet<_>>();
         let given = Given::from([("a".into(), values(&["1", "2"])), ("b".into(), values(&["x", "y"]))]);
         let all = |used: &[&str]| combinations(&given, &used.iter().copied().collect()).len();

@@ -265,7 +265,7 @@ impl<'r> Item<'r> {
         self.value.get_ref().is_table()
     }
 
-    /// Tells whether the value is a table with this key.
+    /// Returns true if the value is a table with this key.
     pub(super) fn has(&self, key: &str) -> bool {
         self.value.get_ref().as_table().is_some_and(|table| table.contains_key(key))
     }
@@ -373,9 +373,9 @@ impl<'r> Item<'r> {
 
     /// Returns the source text of a value, shortened to its first line and 40 characters.
     fn text_of(&self, value: &Spanned<DeValue<'_>>) -> String {
-        const LONGEST: usize = 40;
+        const MAX_CHARS: usize = 40;
         let written = &self.reader.text[value.span()];
-        let shown: String = written.chars().take_while(|&char| char != '\n').take(LONGEST).collect();
+        let shown: String = written.chars().take_while(|&char| char != '\n').take(MAX_CHARS).collect();
         if shown.len() < written.len() { format!("{shown}…") } else { shown }
     }
 }
@@ -407,7 +407,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_in_a_string_is_found_in_the_file() {
+    fn offsets_in_a_string_map_to_the_file() {
         assert_eq!(source_offset("é\r\n{x}", "é\n{x}", 3), Some(4));
         assert_eq!(source_offset("é\r\n{x}", "é\r\n{x}", 4), Some(4));
         assert_eq!(source_offset("a\\t{x}", "a\t{x}", 2), None);

@@ -177,7 +177,7 @@ pub struct Sink {
 }
 
 impl Sink {
-    /// Tells whether the sink is a single Parquet file.
+    /// Returns true if the sink is a single Parquet file.
     #[must_use]
     pub fn is_one_file(&self) -> bool {
         self.format == SinkFormat::Parquet && self.location.place.extension() == Some("parquet")

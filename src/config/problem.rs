@@ -11,7 +11,7 @@ use miette::{
 };
 
 /// The maximum number of problems that a report shows.
-const MOST_SHOWN: usize = 100;
+const MAX_SHOWN: usize = 100;
 
 /// All problems of a pipeline file, in file order.
 ///
@@ -46,7 +46,7 @@ impl ConfigErrors {
         let theme = if color { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
         let handler = GraphicalReportHandler::new_themed(theme).with_width(width).with_break_words(false);
         let mut report = String::new();
-        for problem in self.problems.iter().take(MOST_SHOWN) {
+        for problem in self.problems.iter().take(MAX_SHOWN) {
             handler
                 .render_report(&mut report, &Shown { problem, errors: self })
                 .expect("writes to a string cannot fail, and spans come from the text");
@@ -54,7 +54,7 @@ impl ConfigErrors {
         }
         let count = self.problems.len();
         let noun = if count == 1 { "problem" } else { "problems" };
-        let shown = if count > MOST_SHOWN { format!(", the first {MOST_SHOWN} above") } else { String::new() };
+        let shown = if count > MAX_SHOWN { format!(", the first {MAX_SHOWN} above") } else { String::new() };
         let _ = writeln!(report, "couplet: {count} {noun} in {}{shown}", self.file);
         report
     }

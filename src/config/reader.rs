@@ -118,7 +118,7 @@ pub(super) struct Keys<'r> {
     path: String,
     /// The span of the table header, or of a whole inline table.
     header: Range<usize>,
-    asked_for: Vec<&'static str>,
+    keys_read: Vec<&'static str>,
     later: Vec<&'static str>,
     missing: Vec<(&'static str, Problem)>,
 }
@@ -144,11 +144,11 @@ impl<'r> Keys<'r> {
         table: &'r DeTable<'r>,
         read: impl FnOnce(&mut Self) -> Read<T>,
     ) -> Read<T> {
-        let (asked_for, later, missing) = (Vec::new(), Vec::new(), Vec::new());
-        let mut keys = Self { reader, section, table, path, header, asked_for, later, missing };
+        let (keys_read, later, missing) = (Vec::new(), Vec::new(), Vec::new());
+        let mut keys = Self { reader, section, table, path, header, keys_read, later, missing };
         let mut value = read(&mut keys);
         debug_assert!(
-            section.keys().all(|key| keys.asked_for.contains(&key.name)),
+            section.keys().all(|key| keys.keys_read.contains(&key.name)),
             "[{}] describes a key that is never read",
             section.path
         );
@@ -178,13 +178,13 @@ impl<'r> Keys<'r> {
         name: &'static str,
         read: impl FnOnce(&Item<'r>) -> Read<T>,
     ) -> Read<Option<T>> {
-        self.asked_for.push(name);
+        self.keys_read.push(name);
         self.item(name).map(|item| read(&item)).transpose()
     }
 
     /// Reads a key that has a default.
     pub(super) fn or<T>(&mut self, name: &'static str, read: impl FnOnce(&Item<'r>) -> Read<T>) -> Read<T> {
-        self.asked_for.push(name);
+        self.keys_read.push(name);
         match self.item(name) {
             Some(item) => read(&item),
             None => self.default_in(self.section, name, read),
@@ -219,7 +219,7 @@ impl<'r> Keys<'r> {
         name: &'static str,
         read: impl FnOnce(&mut Self) -> Read<T>,
     ) -> Read<T> {
-        self.asked_for.push(name);
+        self.keys_read.push(name);
         match (self.item(name), &self.key(name).kind) {
             (Some(item), _) => item.table(read),
             (None, Kind::Section(section)) => {
@@ -231,7 +231,7 @@ impl<'r> Keys<'r> {
 
     /// Marks keys as read that are absent and not needed.
     pub(super) fn none_of(&mut self, names: &[&'static str]) {
-        self.asked_for.extend(names);
+        self.keys_read.extend(names);
     }
 
     /// Reads a required key.
@@ -298,8 +298,8 @@ impl<'r> Keys<'r> {
         let problem = Problem::new(format!("unknown key `{name}` in {place}"), "unknown key")
             .at(key.span())
             .allowed(names.collect::<Vec<_>>().join(", "));
-        self.reader.report(match (meant, elsewhere(name, self.section)) {
-            (_, Some(elsewhere)) => problem.help(elsewhere),
+        self.reader.report(match (meant, in_other_sections(name, self.section)) {
+            (_, Some(sections)) => problem.help(sections),
             (Some(meant), None) => problem.help(format!("did you mean `{meant}`?")),
             (None, None) => problem,
         })
@@ -307,7 +307,7 @@ impl<'r> Keys<'r> {
 }
 
 /// Names the section that an unknown key belongs to, if there is one.
-fn elsewhere(name: &str, section: &'static Section) -> Option<String> {
+fn in_other_sections(name: &str, section: &'static Section) -> Option<String> {
     let others = key::sections(&FILE).into_iter().filter(|other| other.path != section.path);
     let places: Vec<_> = others.filter(|other| other.key(name).is_some()).collect();
     if let Some(key) = places.iter().find(|other| other.path.is_empty()).and_then(|file| file.key(name)) {

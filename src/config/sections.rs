@@ -237,8 +237,8 @@ fn sink(keys: &mut Keys<'_>, tables: &[Table]) -> Read<Sink> {
     Ok(sink)
 }
 
-/// Tells whether a place is a pattern. Only the part relative to the pipeline file counts, since the folder of the file
-/// may have any name.
+/// Returns true if a place is a pattern. Only the part relative to the pipeline file counts, since the folder of the
+/// file may have any name.
 fn is_pattern(keys: &Keys<'_>, place: &Place) -> bool {
     is_glob(place.as_path().strip_prefix(keys.reader.folder).unwrap_or(place.as_path()))
 }

@@ -45,7 +45,7 @@ impl Part {
     }
 
     /// Returns the overlap of two locations, if it is harmful.
-    fn harms(&self, other: &Self) -> Option<Overlap> {
+    fn harmful_overlap(&self, other: &Self) -> Option<Overlap> {
         let overlap = self.place.overlap(&other.place)?;
         let harmless = match (self.used, other.used) {
             (Use::Read, _) => true,
@@ -87,7 +87,7 @@ pub(super) fn check(keys: &Keys<'_>, pipeline: &Pipeline) -> Read<()> {
     let parts = parts(pipeline);
     let mut checked = Ok(());
     for (i, part) in parts.iter().enumerate() {
-        let harm = parts[i + 1..].iter().find_map(|other| Some((other, part.harms(other)?)));
+        let harm = parts[i + 1..].iter().find_map(|other| Some((other, part.harmful_overlap(other)?)));
         let Some((other, overlap)) = harm else { continue };
         let (verb, label) = match overlap {
             Overlap::Same => ("is", "the same place"),

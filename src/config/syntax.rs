@@ -16,26 +16,26 @@ use toml::de::{DeTable, DeValue, Error};
 pub(super) struct Syntax {
     problems: Vec<Problem>,
     /// The byte offset after which the parser's recovery is not trusted.
-    lost_from: usize,
+    untrusted_from: usize,
 }
 
 impl Syntax {
     pub(super) fn new(text: &str, document: &DeTable<'_>, errors: &[Error]) -> Self {
-        let (errors, mut lost_from) = first_of(errors);
+        let (errors, mut untrusted_from) = first_of(errors);
         let spans: Vec<_> = errors.iter().map(|error| place(error)).collect();
         let mut problems = Vec::with_capacity(errors.len());
         for (error, span) in errors.iter().zip(&spans) {
             let problem = describe(text, document, &spans, error.message(), span);
-            if loses_the_way(error) {
-                lost_from = lost_from.min(start(&problem));
+            if is_unrecoverable(error) {
+                untrusted_from = untrusted_from.min(start(&problem));
             }
             problems.push(problem);
         }
         problems.sort_by_key(start);
-        problems.retain(|problem| start(problem) <= lost_from);
+        problems.retain(|problem| start(problem) <= untrusted_from);
         // One mistake often causes several errors; only the first of each line is kept.
         problems.dedup_by_key(|problem| line_of(text, start(problem)));
-        Self { problems, lost_from }
+        Self { problems, untrusted_from }
     }
 
     pub(super) fn is_clean(&self) -> bool {
@@ -46,12 +46,12 @@ impl Syntax {
         &self.problems
     }
 
-    /// Tells whether the value parsed from a span can be trusted.
+    /// Returns true if the value parsed from a span can be trusted.
     pub(super) fn trusts(&self, text: &str, span: &Range<usize>) -> bool {
         // The parser uses an empty span for a value that it could not read.
         self.is_clean()
             || !span.is_empty()
-                && span.start < self.lost_from
+                && span.start < self.untrusted_from
                 && !self.problems.iter().any(|problem| line_of(text, start(problem)) == line_of(text, span.start))
     }
 }
@@ -59,12 +59,12 @@ impl Syntax {
 /// Returns the errors worth reporting, and the offset after which none is. A file of another format, such as CSV,
 /// causes an error per line.
 fn first_of(errors: &[Error]) -> (Vec<&Error>, usize) {
-    const MOST: usize = 20;
+    const MAX_PROBLEMS: usize = 20;
     let mut sorted: Vec<_> = errors.iter().collect();
     sorted.sort_by_key(|error| place(error).start);
-    let end = sorted.get(MOST).map_or(usize::MAX, |error| place(error).start);
-    let mut first: Vec<_> = sorted.iter().copied().take(MOST).collect();
-    first.extend(sorted.into_iter().skip(MOST).filter(|error| loses_the_way(error)).take(MOST));
+    let end = sorted.get(MAX_PROBLEMS).map_or(usize::MAX, |error| place(error).start);
+    let mut first: Vec<_> = sorted.iter().copied().take(MAX_PROBLEMS).collect();
+    first.extend(sorted.into_iter().skip(MAX_PROBLEMS).filter(|error| is_unrecoverable(error)).take(MAX_PROBLEMS));
     (first, end)
 }
 
@@ -72,8 +72,8 @@ fn place(error: &Error) -> Range<usize> {
     error.span().unwrap_or(0..0)
 }
 
-/// Tells whether the parser cannot find the end of the broken part, and takes the rest of the file as a part of it.
-fn loses_the_way(error: &Error) -> bool {
+/// Returns true if the parser cannot find the end of the broken part, and treats the rest of the file as part of it.
+fn is_unrecoverable(error: &Error) -> bool {
     ["unclosed", "key with no value"].iter().any(|message| error.message().starts_with(message))
 }
 

@@ -2,7 +2,7 @@
 
 use couplet_storage::words::{closest, grouped};
 
-use super::look::{Column, Looked};
+use super::look::{Column, InspectedTable};
 use crate::error::Error;
 
 /// Column names of text pairs in well-known data sets.
@@ -100,11 +100,11 @@ impl Guess {
     ///
     /// # Errors
     /// Columns that do not exist, a table without text columns, a requested id that is not unique.
-    pub async fn new(table: &Looked, wanted: &Wanted) -> Result<Self, Error> {
+    pub async fn new(table: &InspectedTable, wanted: &Wanted) -> Result<Self, Error> {
         let names = || table.columns.iter().map(|column| column.name.as_str());
-        let asked = [("--id", &wanted.id), ("--text", &wanted.text)].into_iter();
-        let asked = asked.flat_map(|(option, names)| names.iter().map(move |name| (option, name)));
-        for (option, name) in asked.chain(wanted.label.iter().map(|name| ("--label", name))) {
+        let requested = [("--id", &wanted.id), ("--text", &wanted.text)].into_iter();
+        let requested = requested.flat_map(|(option, names)| names.iter().map(move |name| (option, name)));
+        for (option, name) in requested.chain(wanted.label.iter().map(|name| ("--label", name))) {
             if !names().any(|column| column == name) {
                 let near = closest(name, names()).map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
                 let all = names().collect::<Vec<_>>().join(", ");
@@ -114,7 +114,7 @@ impl Guess {
         for (option, names) in [("--id", &wanted.id), ("--text", &wanted.text)] {
             let twice = names.iter().enumerate().find(|(i, name)| names[..*i].contains(name));
             if let Some((_, name)) = twice {
-                return Err(Error::Usage(format!("{option} {}: `{name}` is there twice", names.join(","))));
+                return Err(Error::Usage(format!("{option} {}: `{name}` is given twice", names.join(","))));
             }
         }
         let (text, why_text) = texts(table, wanted)?;
@@ -124,10 +124,10 @@ impl Guess {
     }
 }
 
-fn texts(table: &Looked, wanted: &Wanted) -> Result<(Vec<String>, String), Error> {
+fn texts(table: &InspectedTable, wanted: &Wanted) -> Result<(Vec<String>, String), Error> {
     match wanted.text.len() {
         0 => {}
-        1 | 2 => return Ok((wanted.text.clone(), "as asked for".into())),
+        1 | 2 => return Ok((wanted.text.clone(), "as requested".into())),
         n => return Err(Error::Usage(format!("--text names {n} columns; name one, or two for pairs"))),
     }
     let strings = || {
@@ -172,12 +172,12 @@ fn texts(table: &Looked, wanted: &Wanted) -> Result<(Vec<String>, String), Error
     )))
 }
 
-fn label(table: &Looked, wanted: &Wanted, text: &[String]) -> (Option<String>, String) {
+fn label(table: &InspectedTable, wanted: &Wanted, text: &[String]) -> (Option<String>, String) {
     if let Some(label) = &wanted.label {
-        return (Some(label.clone()), "as asked for".into());
+        return (Some(label.clone()), "as requested".into());
     }
     if wanted.no_label {
-        return (None, "as asked for".into());
+        return (None, "as requested".into());
     }
     let is_taken = |column: &Column| text.contains(&column.name) || wanted.id.contains(&column.name);
     let free = || table.columns.iter().filter(|column| !is_taken(column) && !table.is_own(column));
@@ -206,7 +206,7 @@ fn label(table: &Looked, wanted: &Wanted, text: &[String]) -> (Option<String>, S
 }
 
 async fn id(
-    table: &Looked,
+    table: &InspectedTable,
     wanted: &Wanted,
     text: &[String],
     label: Option<&str>,
@@ -216,12 +216,12 @@ async fn id(
         let names: Vec<&str> = wanted.id.iter().map(String::as_str).collect();
         if !table.is_unique(&names).await? {
             return Err(Error::Usage(format!(
-                "--id {}: some of the {rows} rows have no such id, or one that another row has too; name columns that \
-                 tell the rows apart, or leave --id out",
+                "--id {}: some of the {rows} rows have no value there, or the same value as another row; name columns \
+                 that identify each row, or omit --id",
                 names.join(",")
             )));
         }
-        return Ok((wanted.id.clone(), "as asked for; no two rows share it".into()));
+        return Ok((wanted.id.clone(), "as requested; unique in all rows".into()));
     }
     let is_free =
         |column: &&Column| !text.contains(&column.name) && label != Some(&column.name) && !table.is_own(column);
@@ -236,19 +236,19 @@ async fn id(
     };
     for column in named().filter(|column| column.distinct == table.sampled) {
         if table.is_unique(&[&column.name]).await? {
-            let why = format!("by its name, and no two of the {rows} rows share it");
+            let why = format!("by its name; unique in all {rows} rows");
             return Ok((vec![column.name.clone()], why));
         }
     }
-    let together: Vec<&str> = named().map(|column| column.name.as_str()).collect();
-    if together.len() > 1 && table.is_unique(&together).await? {
-        let why = format!("by their names: alone they repeat, but no two of the {rows} rows share all of them");
-        return Ok((together.into_iter().map(str::to_owned).collect(), why));
+    let columns: Vec<&str> = named().map(|column| column.name.as_str()).collect();
+    if columns.len() > 1 && table.is_unique(&columns).await? {
+        let why = format!("by their names; only together unique in all {rows} rows");
+        return Ok((columns.into_iter().map(str::to_owned).collect(), why));
     }
     let others = table.columns.iter().filter(is_free).filter(is_code).filter(|column| !names_rows(&column.name));
     for column in others.filter(|column| column.distinct == table.sampled && column.words < MIN_WORDS_OF_TEXT) {
         if table.is_unique(&[&column.name]).await? {
-            let why = format!("no two of the {rows} rows share it");
+            let why = format!("unique in all {rows} rows");
             return Ok((vec![column.name.clone()], why));
         }
     }
@@ -289,7 +289,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_compared_by_what_they_mean() {
+    fn names_are_compared_in_normalized_form() {
         assert_eq!([plain("#1 String"), plain("\u{feff}Quality"), plain("Text A")], ["1_string", "quality", "text_a"]);
         assert_eq!(stem("#1 String"), stem("#2 String"));
         assert_eq!(stem("text_a"), stem("text_b"));

@@ -67,7 +67,7 @@ impl Column {
 }
 
 /// An inspected table.
-pub struct Looked {
+pub struct InspectedTable {
     /// The URI as given.
     pub uri: String,
     /// The other options of its `[tables]` entry, such as the format if the extension does not imply it.
@@ -86,7 +86,7 @@ pub struct Looked {
 ///
 /// # Errors
 /// A location that cannot be read, or whose format cannot be detected.
-pub async fn look(from: &str, format: Option<&str>) -> Result<Looked, Error> {
+pub async fn look(from: &str, format: Option<&str>) -> Result<InspectedTable, Error> {
     let wrong = |problem: String| Error::Usage(format!("--from {from}: {problem}"));
     if from.trim().is_empty() {
         return Err(Error::Usage("--from names no data; name a file, a folder or a glob".into()));
@@ -115,10 +115,10 @@ pub async fn look(from: &str, format: Option<&str>) -> Result<Looked, Error> {
     for (field, values) in schema.fields().iter().zip(sample.columns()) {
         columns.push(describe(field.name(), values).map_err(|e| failed(e.into()))?);
     }
-    Ok(Looked { uri, options, columns, sampled: sample.num_rows(), rows, context, _resources: resources })
+    Ok(InspectedTable { uri, options, columns, sampled: sample.num_rows(), rows, context, _resources: resources })
 }
 
-impl Looked {
+impl InspectedTable {
     /// Returns true if couplet itself added this column to those of its source.
     #[must_use]
     pub fn is_own(&self, column: &Column) -> bool {
@@ -256,7 +256,7 @@ fn binary(path: &Path) -> Option<&'static str> {
     }
 }
 
-/// Detects the delimiter, the header, and whether quotation marks have a meaning.
+/// Detects the delimiter, the header, and whether fields are quoted.
 fn sniff(csv: &mut CsvOptions, head: &str, options: &mut TableOptions) {
     // Text fields may contain commas even with another delimiter, so the delimiter is judged by the first line, which
     // usually has column names. A comma within a name is recognized because not all lines have the same number of

@@ -18,7 +18,7 @@ use crate::config;
 use crate::error::Error;
 
 pub use guess::{Guess, Wanted};
-pub use look::{Looked, look};
+pub use look::{InspectedTable, look};
 pub use written::{pipeline_over, quoted};
 
 /// The model of a new pipeline if no other is given or found.
@@ -49,12 +49,12 @@ pub struct ModelChoice {
 ///
 /// # Errors
 /// A local path that is not a model folder.
-pub fn choose_model(asked: Option<&str>, folder: &Path) -> Result<ModelChoice, Error> {
-    if let Some(uri) = asked {
+pub fn choose_model(requested: Option<&str>, folder: &Path) -> Result<ModelChoice, Error> {
+    if let Some(uri) = requested {
         let place = place::model_place(uri);
         // A URI with a scheme that is unknown here is checked when the pipeline is loaded.
         let Some(path) = place.as_ref().ok().and_then(place::Place::local) else {
-            return Ok(ModelChoice { uri: uri.to_owned(), why: "as asked for".into(), here: false });
+            return Ok(ModelChoice { uri: uri.to_owned(), why: "as requested".into(), here: false });
         };
         if !path.exists() {
             let near = nearest_file(path);
@@ -66,7 +66,7 @@ pub fn choose_model(asked: Option<&str>, folder: &Path) -> Result<ModelChoice, E
                 path.display()
             )));
         }
-        return Ok(ModelChoice { uri: relative(folder, path), why: "as asked for".into(), here: true });
+        return Ok(ModelChoice { uri: relative(folder, path), why: "as requested".into(), here: true });
     }
     let starts = [std::env::current_dir().ok(), std::env::current_exe().ok()];
     let found = starts.iter().flatten().flat_map(|start| start.ancestors()).map(|above| above.join(BUNDLED));

@@ -8,7 +8,7 @@ use datafusion::sql::sqlparser::keywords::ALL_KEYWORDS;
 
 use super::ModelChoice;
 use super::guess::{Guess, plain};
-use super::look::Looked;
+use super::look::InspectedTable;
 
 /// The column in which comments begin.
 const COMMENT: usize = 45;
@@ -85,10 +85,10 @@ impl Selected<'_> {
 
 /// Returns the text of a pipeline over a table.
 #[must_use]
-pub fn pipeline_over(name: &str, uri: &str, table: &Looked, guess: &Guess, model: &ModelChoice) -> String {
+pub fn pipeline_over(name: &str, uri: &str, table: &InspectedTable, guess: &Guess, model: &ModelChoice) -> String {
     let mut taken: Vec<String> = Vec::new();
-    let mut select = |column: &str, wished: &str| {
-        let mut name = if is_plain(column) { column.to_owned() } else { wished.to_owned() };
+    let mut select = |column: &str, preferred: &str| {
+        let mut name = if is_plain(column) { column.to_owned() } else { preferred.to_owned() };
         // couplet's own output columns are reserved, and names that differ only in case collide.
         if OUTPUT_COLUMNS.iter().any(|own| own.eq_ignore_ascii_case(&name)) {
             name = format!("source_{name}");
@@ -105,13 +105,13 @@ pub fn pipeline_over(name: &str, uri: &str, table: &Looked, guess: &Guess, model
         ids.push(select("id", "id"));
     }
     for (i, column) in guess.id.iter().enumerate() {
-        let wished = if guess.id.len() == 1 { "id".to_owned() } else { format!("id{}", i + 1) };
-        ids.push(select(column, &wished));
+        let preferred = if guess.id.len() == 1 { "id".to_owned() } else { format!("id{}", i + 1) };
+        ids.push(select(column, &preferred));
         columns.push(Selected { column, name: ids[i].clone(), cast: false });
     }
     for (i, column) in guess.text.iter().enumerate() {
-        let wished = if guess.text.len() == 1 { "text".to_owned() } else { format!("text{}", i + 1) };
-        texts.push(select(column, &wished));
+        let preferred = if guess.text.len() == 1 { "text".to_owned() } else { format!("text{}", i + 1) };
+        texts.push(select(column, &preferred));
         let found = table.columns.iter().find(|found| found.name == *column);
         let cast = found.is_some_and(|found| needs_cast(&found.data_type));
         columns.push(Selected { column, name: texts[i].clone(), cast });
@@ -123,14 +123,14 @@ pub fn pipeline_over(name: &str, uri: &str, table: &Looked, guess: &Guess, model
     });
     let named: Vec<&str> = columns.iter().map(|selected| selected.column).collect();
     for column in table.columns.iter().map(|column| column.name.as_str()).filter(|name| !named.contains(name)) {
-        let mut wished = plain(column);
-        if !wished.starts_with(|c: char| c.is_ascii_alphabetic()) || !is_plain(&wished) {
-            wished = format!(
+        let mut preferred = plain(column);
+        if !preferred.starts_with(|c: char| c.is_ascii_alphabetic()) || !is_plain(&preferred) {
+            preferred = format!(
                 "column_{}",
-                wished.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '_').collect::<String>()
+                preferred.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '_').collect::<String>()
             );
         }
-        columns.push(Selected { column, name: select(column, &wished), cast: false });
+        columns.push(Selected { column, name: select(column, &preferred), cast: false });
     }
 
     let mut selected: Vec<String> = columns.iter().map(Selected::sql).collect();
@@ -180,7 +180,7 @@ pub fn pipeline_over(name: &str, uri: &str, table: &Looked, guess: &Guess, model
 }
 
 /// Returns a commented-out stage that fine-tunes on these labels.
-fn finetune(table: &Looked, guess: &Guess, sql: &str, texts: &[String], label: &str) -> String {
+fn finetune(table: &InspectedTable, guess: &Guess, sql: &str, texts: &[String], label: &str) -> String {
     let column = guess.label.as_ref().and_then(|label| table.columns.iter().find(|column| column.name == *label));
     let task = match column.map(|column| &column.data_type) {
         Some(data_type) if data_type.is_floating() => "regression",
@@ -237,7 +237,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_and_texts_are_quoted_where_they_must_be() {
+    fn names_and_texts_are_quoted_if_necessary() {
         assert_eq!(identifier("sentence1"), "sentence1");
         assert_eq!(identifier("#1 ID"), "\"#1 ID\"");
         assert_eq!(identifier("Text"), "\"Text\"");
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_of_several_lines_cannot_end_early() {
+    fn a_multi_line_text_cannot_end_early() {
         let value = |toml: &str| {
             let toml = format!("a = {toml}");
             let table = toml::de::DeTable::parse(&toml).unwrap();

@@ -164,10 +164,10 @@ mod tests {
         });
         traces.end();
         let spans = collected.0.lock().unwrap();
-        let said = format!("{spans:?}");
-        assert!(said.contains("s3://…@bucket/key") && said.contains("s3://…@bucket/key is slow"), "{said}");
-        assert!(said.contains("https://…@host/x?…"), "{said}");
-        assert!(!said.contains("secret") && !said.contains("AKIA"), "{said}");
-        assert!(spans[0].attributes.contains(&KeyValue::new("rows", 3_i64)), "{said}");
+        let text = format!("{spans:?}");
+        assert!(text.contains("s3://…@bucket/key") && text.contains("s3://…@bucket/key is slow"), "{text}");
+        assert!(text.contains("https://…@host/x?…"), "{text}");
+        assert!(!text.contains("secret") && !text.contains("AKIA"), "{text}");
+        assert!(spans[0].attributes.contains(&KeyValue::new("rows", 3_i64)), "{text}");
     }
 }

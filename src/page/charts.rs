@@ -11,9 +11,9 @@ use super::{Judged, Page};
 /// The size of a chart, in pixels: not much wider than a phone, so that text stays readable there.
 const SIZE: (u32, u32) = (440, 310);
 /// The scale of the text, relative to a full-screen chart.
-const LETTERS: f64 = 1.3;
+const TEXT_SCALE: f64 = 1.3;
 /// The maximum number of bars of a histogram.
-const BARS: usize = 48;
+const MAX_BARS: usize = 48;
 
 /// A chart with its caption.
 pub(super) struct Chart {
@@ -22,20 +22,20 @@ pub(super) struct Chart {
 }
 
 fn chart(panel: Panel, caption: impl Into<String>) -> Option<Chart> {
-    Some(Chart { svg: picture(&panel.with_letters(LETTERS), SIZE)?, caption: caption.into() })
+    Some(Chart { svg: picture(&panel.with_letters(TEXT_SCALE), SIZE)?, caption: caption.into() })
 }
 
 /// Draws the distribution of the scores, with that of the previous run.
 pub(super) fn scores(page: &Page) -> Option<Chart> {
     let run = page.run.as_ref()?;
-    let scores = run.scores.as_ref().filter(|scores| scores.total() > 0)?.coarser(BARS);
+    let scores = run.scores.as_ref().filter(|scores| scores.total() > 0)?.coarser(MAX_BARS);
     let mut series = vec![Series::new("this run", BLUE, Look::Bars(scores.width), percent(&scores))];
     let end = |histogram: &Histogram| histogram.from + histogram.counts.len() as f64 * histogram.width;
     let mut ends = (scores.from, end(&scores));
     let before =
         page.runs.iter().skip(1).find_map(|other| other.scores.as_ref().filter(|_| other.outcome == Some("done")));
     let mut caption = format!("Distribution of the scores of {} rows", grouped(scores.total()));
-    if let Some(before) = before.map(|before| before.coarser(BARS)).filter(|before| before.total() > 0) {
+    if let Some(before) = before.map(|before| before.coarser(MAX_BARS)).filter(|before| before.total() > 0) {
         // Shares are proportional to the bin width, so they are scaled to the bins of this run.
         let scale = scores.width / before.width;
         let points = percent(&before).into_iter().map(|(x, y)| (x, y * scale)).collect();

@@ -22,9 +22,9 @@ const STYLE: &str = include_str!("style.css");
 /// The content security policy: no scripts and no network access, whatever a text contains.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
 /// The maximum number of labels for which the confusion matrix is shown.
-const MOST_LABELS: usize = 20;
+const MAX_LABELS: usize = 20;
 /// The maximum number of files, labels or runs in a list.
-const MOST_LISTED: usize = 30;
+const MAX_LISTED: usize = 30;
 
 /// Renders the page as HTML.
 #[must_use]
@@ -74,8 +74,8 @@ fn head(page: &Page) -> Markup {
         }
         @if let Some(run) = &page.run {
             p.faint {
-                @if let Some(started) = run.started_at { (moment(&time(started))) }
-                @if let Some(seconds) = run.seconds { " · " (took(seconds)) }
+                @if let Some(started) = run.started_at { (display_time(&time(started))) }
+                @if let Some(seconds) = run.seconds { " · " (duration(seconds)) }
                 " · run " span.id { (run.run) }
             }
             @if let Some(message) = &run.message { p.message { (message) } }
@@ -83,7 +83,7 @@ fn head(page: &Page) -> Markup {
                 (tile("rows read", run.rows_read.map(grouped), None))
                 (tile("scored", run.rows_scored.map(grouped), run.tokens.filter(|n| *n > 0).map(|n| format!("{} tokens", grouped(n)))))
                 @if run.rows_remembered.unwrap_or(0) + run.rows_repeated.unwrap_or(0) > 0 {
-                    (tile("remembered", run.rows_remembered.map(grouped),
+                    (tile("cached", run.rows_remembered.map(grouped),
                         run.rows_repeated.filter(|n| *n > 0).map(|n| format!("{} repeated", grouped(n)))))
                 }
                 (tile("rejected", run.rows_rejected.map(grouped), None))
@@ -92,7 +92,7 @@ fn head(page: &Page) -> Markup {
                 (tile("padding avoided", run.speed.padding_share.map(percent), Some("of batches of 32".into())))
             }
         }
-        p.faint { "Made by couplet " (page.couplet) " on " (moment(&page.made_at)) "." }
+        p.faint { "Made by couplet " (page.couplet) " on " (display_time(&page.made_at)) "." }
     }
 }
 
@@ -108,12 +108,12 @@ fn rows(run: &RunRecord) -> Markup {
     markup! {
         @if !run.rejected.is_empty() || run.rows_truncated.unwrap_or(0) > 0 {
             section {
-                h2 { "Rejected and cut" }
+                h2 { "Rejected and truncated" }
                 table {
                     @for (kind, n) in &run.rejected { tr { td { (kind) } td.n { (grouped(*n)) } } }
                     @if let Some(n) = run.rows_truncated.filter(|n| *n > 0) {
                         tr {
-                            td { "cut to " (run.max_length.map_or(String::new(), |n| n.to_string())) " tokens, and scored" }
+                            td { "truncated to " (run.max_length.map_or(String::new(), |n| n.to_string())) " tokens, and scored" }
                             td.n { (grouped(n)) }
                         }
                     }
@@ -144,7 +144,7 @@ fn scores(page: &Page) -> Markup {
                             div.scroll {
                                 table {
                                     tr { th { "label" } th.n { "rows" } th.n { "share" } th {} }
-                                    @for (label, n) in most_frequent(labels, MOST_LISTED, |(_, n)| *n).into_iter().map(|i| &labels[i]) {
+                                    @for (label, n) in most_frequent(labels, MAX_LISTED, |(_, n)| *n).into_iter().map(|i| &labels[i]) {
                                         tr {
                                             td.label dir="auto" { (label) }
                                             td.n { (grouped(*n)) }
@@ -154,8 +154,8 @@ fn scores(page: &Page) -> Markup {
                                     }
                                 }
                             }
-                            @if labels.len() > MOST_LISTED {
-                                p.faint { (labels.len() - MOST_LISTED) " less frequent labels are in the JSON report." }
+                            @if labels.len() > MAX_LISTED {
+                                p.faint { (labels.len() - MAX_LISTED) " less frequent labels are in the JSON report." }
                             }
                             @if any_number {
                                 p.faint { "A row has every label with a probability of at least " (Problem::HAS_LABEL) ": several, or none." }
@@ -225,15 +225,15 @@ fn drift(page: &Page) -> Markup {
             div.scroll {
                 table {
                     tr {
-                        th { "started" } th { "outcome" } th.n { "took" } th.n { "read" } th.n { "scored" } th.n { "remembered" }
+                        th { "started" } th { "outcome" } th.n { "took" } th.n { "read" } th.n { "scored" } th.n { "cached" }
                         th.n { "rejected" } th.n { "rows/s" } th.n { "mean score" } th.n { "PSI" } th.n { "KS" }
                         th.n { "PSI of labels" } th { "model" }
                     }
-                    @for run in page.runs.iter().take(MOST_LISTED) {
+                    @for run in page.runs.iter().take(MAX_LISTED) {
                         tr.about[run.run == about.run] {
-                            td.time { (run.started_at.as_deref().map_or_else(String::new, moment)) }
+                            td.time { (run.started_at.as_deref().map_or_else(String::new, display_time)) }
                             td { (run.outcome.unwrap_or_default()) }
-                            td.n { (run.seconds.map_or_else(String::new, took)) }
+                            td.n { (run.seconds.map_or_else(String::new, duration)) }
                             @for n in [run.rows_read, run.rows_scored, run.rows_remembered, run.rows_rejected] {
                                 td.n { (n.map_or_else(String::new, grouped)) }
                             }
@@ -271,7 +271,7 @@ fn speed(page: &Page) -> Markup {
                     @let all = run.seconds.unwrap_or(0.0).max(f64::MIN_POSITIVE);
                     @for (stage, seconds) in &stages {
                         tr {
-                            td { (stage) } td.n { (took(*seconds)) }
+                            td { (stage) } td.n { (duration(*seconds)) }
                             td { span.bar style=(format!("width: {:.1}em", (16.0 * seconds / all).min(16.0))) {} }
                         }
                     }
@@ -283,7 +283,7 @@ fn speed(page: &Page) -> Markup {
                             "All texts were in one window."
                         } @else {
                             (number(&windows["count"])) " windows of texts were scored, two at a time; the median window took "
-                            (took(windows["median_seconds"].as_f64().unwrap_or(0.0))) "."
+                            (duration(windows["median_seconds"].as_f64().unwrap_or(0.0))) "."
                         }
                     }
                     div.scroll {
@@ -297,7 +297,7 @@ fn speed(page: &Page) -> Markup {
                                     td { (grouped(first + 1)) " to " (grouped(first + texts)) }
                                     td.n { (number(&window["tokens"])) }
                                     td.n { (number(&window["longest"])) }
-                                    td.n { (took(seconds)) }
+                                    td.n { (duration(seconds)) }
                                     td.n { (grouped((window["tokens"].as_f64().unwrap_or(0.0) / seconds.max(1e-9)) as u64)) }
                                 }
                             }
@@ -320,8 +320,8 @@ fn facts(run: &RunRecord) -> Markup {
         section {
             h2 { "The run" }
             dl.facts {
-                (fact("started", run.started_at.map(|at| moment(&time(at)))))
-                (fact("ended", run.ended_at.map(|at| moment(&time(at)))))
+                (fact("started", run.started_at.map(|at| display_time(&time(at)))))
+                (fact("ended", run.ended_at.map(|at| display_time(&time(at)))))
                 (fact("model", run.model_uri.clone()))
                 (fact("fingerprint", run.model.clone()))
                 (fact("task", run.task.clone()))
@@ -338,12 +338,12 @@ fn facts(run: &RunRecord) -> Markup {
                     div.scroll {
                         table {
                             tr { th { "file" } th.n { "bytes" } th { "modified" } }
-                            @for file in run.sources.iter().take(MOST_LISTED) {
-                                tr { td.text { (file.url) } td.n { (grouped(file.bytes)) } td.time { (moment(&time(file.modified))) } }
+                            @for file in run.sources.iter().take(MAX_LISTED) {
+                                tr { td.text { (file.url) } td.n { (grouped(file.bytes)) } td.time { (display_time(&time(file.modified))) } }
                             }
                         }
                     }
-                    @if run.sources.len() > MOST_LISTED { p.faint { (run.sources.len() - MOST_LISTED) " more are in the JSON report." } }
+                    @if run.sources.len() > MAX_LISTED { p.faint { (run.sources.len() - MAX_LISTED) " more are in the JSON report." } }
                 }
             }
         }
@@ -369,7 +369,7 @@ fn short_number(value: &Value) -> String {
     value.as_f64().map_or_else(|| "not defined".to_owned(), |value| format!("{value:.4}"))
 }
 
-fn took(seconds: f64) -> String {
+fn duration(seconds: f64) -> String {
     match seconds {
         0.1.. => format_duration(Duration::from_secs_f64(seconds)),
         _ => format!("{:.0} ms", 1000.0 * seconds.max(0.0)),
@@ -377,6 +377,6 @@ fn took(seconds: f64) -> String {
 }
 
 /// Formats a time such as `2026-11-24T03:00:00Z` for people.
-fn moment(time: &str) -> String {
+fn display_time(time: &str) -> String {
     time.replacen('T', " ", 1).replacen('Z', " UTC", 1)
 }

@@ -18,12 +18,12 @@ use crate::config::{Pipeline, Scoring};
 use crate::error::Error;
 use crate::run::gold_labels;
 
-/// The number of distinct combinations of label, prediction and bin from which on a column is not taken as labels.
-pub(super) const MOST_GROUPS: usize = 20_000;
+/// The number of combinations of label, prediction and bin from which a column is not treated as labels.
+pub(super) const MAX_GROUPS: usize = 20_000;
 /// The number of label ranges of a regression.
 const RANGES: usize = 10;
 /// The maximum number of unknown labels that are listed.
-const MOST_UNKNOWN: usize = 5;
+const MAX_UNKNOWN: usize = 5;
 
 /// A comparison of predictions with gold labels.
 #[derive(Debug, Serialize)]
@@ -94,7 +94,7 @@ pub struct ByRange {
     pub mae: f64,
 }
 
-/// Tells whether the model of a run is a regression.
+/// Returns true if the model of a run is a regression.
 pub(super) fn is_regression(record: &RunRecord) -> bool {
     record.task.as_deref() == Some(&*Problem::Regression.to_string())
 }
@@ -155,10 +155,10 @@ async fn labelled(table: &Output, label: &str, labels: &Labels) -> Result<Compar
             "SELECT {column} AS gold, predicted_label, \
              CAST(greatest(ceil(CAST(score AS DOUBLE) * {DEFAULT_BINS}), 1) AS BIGINT) AS bin, \
              count(*) AS n, sum(CAST(score AS DOUBLE)) AS total \
-             FROM predictions WHERE {column} IS NOT NULL GROUP BY 1, 2, 3 LIMIT {MOST_GROUPS}"
+             FROM predictions WHERE {column} IS NOT NULL GROUP BY 1, 2, 3 LIMIT {MAX_GROUPS}"
         ))
         .await?;
-    if batches.iter().map(RecordBatch::num_rows).sum::<usize>() >= MOST_GROUPS {
+    if batches.iter().map(RecordBatch::num_rows).sum::<usize>() >= MAX_GROUPS {
         return Ok(Err("it has too many different values to be labels".into()));
     }
     let mut cells = BTreeMap::<(u32, u32), u64>::new();
@@ -198,14 +198,14 @@ async fn labelled(table: &Output, label: &str, labels: &Labels) -> Result<Compar
     let confusion = Confusion::of_cells(labels.names().len(), cells);
     let rows = confusion.total();
     if rows == 0 && !unknown.is_empty() {
-        let some = unknown.iter().take(MOST_UNKNOWN).map(|(label, _)| label.as_str()).collect::<Vec<_>>().join(", ");
+        let some = unknown.iter().take(MAX_UNKNOWN).map(|(label, _)| label.as_str()).collect::<Vec<_>>().join(", ");
         return Ok(Err(format!("the model knows none of its values ({some}); it has {}", first(labels.names()))));
     }
     if rows == 0 {
         return Ok(Err("no row has both a label and a prediction".into()));
     }
     unknown.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
-    unknown.truncate(MOST_UNKNOWN);
+    unknown.truncate(MAX_UNKNOWN);
     let judged = Judged::Labels {
         rows,
         labels: labels.names().to_vec(),
@@ -229,8 +229,8 @@ async fn labelled(table: &Output, label: &str, labels: &Labels) -> Result<Compar
 /// Lists the first names for a message.
 fn first(names: &[String]) -> String {
     let more =
-        if names.len() > MOST_UNKNOWN { format!(" and {} more", names.len() - MOST_UNKNOWN) } else { String::new() };
-    format!("{}{more}", names[..names.len().min(MOST_UNKNOWN)].join(", "))
+        if names.len() > MAX_UNKNOWN { format!(" and {} more", names.len() - MAX_UNKNOWN) } else { String::new() };
+    format!("{}{more}", names[..names.len().min(MAX_UNKNOWN)].join(", "))
 }
 
 /// Returns a column of label names.

@@ -40,7 +40,7 @@ pub use samples::Rows;
 /// The maximum number of runs on the page.
 const RUNS: usize = 60;
 /// The maximum number of labels per run: sixty runs with thousands of labels each would dominate the page.
-const MOST_LABELS: usize = 100;
+const MAX_LABELS: usize = 100;
 /// The number of records that are searched for a run id: more than a lifetime of nightly runs.
 const ALL_RUNS: usize = 100_000;
 
@@ -256,8 +256,8 @@ impl Earlier {
             drift_to_run: scores.filter(|_| is_other).and_then(|scores| about.scores.as_ref()?.drift_from(scores)),
             label_psi_to_run: is_other.then(|| label_psi(&labels, now)).flatten(),
             scores: record.scores.clone(),
-            labels_left_out: labels.len().saturating_sub(MOST_LABELS),
-            labels: most_frequent(&labels, MOST_LABELS, |(_, n)| *n).into_iter().map(|i| labels[i].clone()).collect(),
+            labels_left_out: labels.len().saturating_sub(MAX_LABELS),
+            labels: most_frequent(&labels, MAX_LABELS, |(_, n)| *n).into_iter().map(|i| labels[i].clone()).collect(),
         }
     }
 }
@@ -285,7 +285,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn labels_are_compared_by_their_names() {
+    fn labels_are_compared_by_name() {
         let labels = |rows: &[(&str, u64)]| rows.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect::<Vec<_>>();
         let before = labels(&[("no", 5), ("yes", 5)]);
         assert_eq!(label_psi(&before, &labels(&[("yes", 3), ("no", 3)])), Some(0.0));

@@ -15,11 +15,11 @@ use crate::config::Scoring;
 use crate::error::Error;
 
 /// The column with the size of the error of a row.
-const SURENESS: &str = "__couplet_sureness";
+const ERROR_SIZE: &str = "__couplet_sureness";
 /// The number of sample rows of each kind.
 const ROWS: usize = 6;
 /// The maximum length of a text, in characters; longer texts are cut.
-const MOST_CHARS: usize = 300;
+const MAX_CHARS: usize = 300;
 
 /// A titled table of rows.
 #[derive(Debug, Serialize)]
@@ -41,10 +41,10 @@ pub(super) async fn samples(
 ) -> Result<Vec<Rows>, Error> {
     let source = &scoring.source;
     // The table of an earlier run has the columns of the pipeline at that time.
-    let there = |name: &&String| table.schema.field_with_name(name).is_ok();
-    let id: Vec<String> = source.id.iter().filter(there).map(|name| quoted(name)).collect();
+    let exists = |name: &&String| table.schema.field_with_name(name).is_ok();
+    let id: Vec<String> = source.id.iter().filter(exists).map(|name| quoted(name)).collect();
     let mut columns = id.clone();
-    columns.extend(source.text.iter().chain(&source.label).filter(there).map(|name| quoted(name)));
+    columns.extend(source.text.iter().chain(&source.label).filter(exists).map(|name| quoted(name)));
     let mut seen = HashSet::new();
     columns.retain(|name| seen.insert(name.clone()));
     let regression = is_regression(record);
@@ -69,8 +69,8 @@ pub(super) async fn samples(
     };
     if let Some(size) = mistakes {
         let title = if regression { "Largest differences from the labels" } else { "Mistakes, most confident first" };
-        let sized = format!("(SELECT *, {size} AS {SURENESS} FROM {PREDICTIONS})");
-        let (which, order) = (format!("{SURENESS} IS NOT NULL"), format!("{SURENESS} DESC"));
+        let sized = format!("(SELECT *, {size} AS {ERROR_SIZE} FROM {PREDICTIONS})");
+        let (which, order) = (format!("{ERROR_SIZE} IS NOT NULL"), format!("{ERROR_SIZE} DESC"));
         queries.insert(0, (title, select_from(&sized, predicted, &which, &order)));
     }
     queries.push(("Rows without a score", select("error", "error IS NOT NULL", "error")));
@@ -104,9 +104,9 @@ fn texts(batch: &RecordBatch) -> Result<Vec<Vec<Option<String>>>, ArrowError> {
     Ok((0..batch.num_rows()).map(value).collect())
 }
 
-/// Cuts a text after [`MOST_CHARS`] characters.
+/// Cuts a text after [`MAX_CHARS`] characters.
 fn shortened(text: &str) -> String {
-    match text.char_indices().nth(MOST_CHARS) {
+    match text.char_indices().nth(MAX_CHARS) {
         None => text.to_owned(),
         Some((end, _)) => format!("{}…", text[..end].trim_end()),
     }

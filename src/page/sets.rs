@@ -7,14 +7,14 @@ use arrow::datatypes::Int64Type;
 use couplet_encoder::model::Problem;
 use couplet_train::statistics::metrics::{LabelScores, Tally, f1_averages};
 
-use super::judged::{Comparison, Judged, MOST_GROUPS, texts};
+use super::judged::{Comparison, Judged, MAX_GROUPS, texts};
 use super::table::{Output, literal, quoted};
 use crate::error::Error;
 use crate::frequent::most_frequent;
 
 /// The maximum number of labels that are compared; of more labels, only the most frequent are. Each label adds three
 /// sums to the query.
-const MOST_LABELS: usize = 100;
+const MAX_LABELS: usize = 100;
 
 /// Compares the predicted and the gold labels of all rows.
 pub(super) async fn sets(table: &Output, label: &str, names: &[String]) -> Result<Comparison, Error> {
@@ -23,9 +23,9 @@ pub(super) async fn sets(table: &Output, label: &str, names: &[String]) -> Resul
         return Ok(Err("the model has no labels".into()));
     }
     let which = format!("{column} IS NOT NULL AND probabilities IS NOT NULL");
-    let places = if names.len() > MOST_LABELS {
+    let places = if names.len() > MAX_LABELS {
         let rows = rows_by_label(table, &column, &which).await?;
-        most_frequent(names, MOST_LABELS, |name| rows.get(name).copied().unwrap_or(0))
+        most_frequent(names, MAX_LABELS, |name| rows.get(name).copied().unwrap_or(0))
     } else {
         (0..names.len()).collect()
     };
@@ -83,7 +83,7 @@ async fn rows_by_label(table: &Output, column: &str, which: &str) -> Result<BTre
         .query(&format!(
             "SELECT CAST(name AS VARCHAR) AS name, count(*) AS n \
              FROM (SELECT unnest({column}) AS name FROM predictions WHERE {which}) \
-             WHERE name IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT {MOST_GROUPS}"
+             WHERE name IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT {MAX_GROUPS}"
         ))
         .await?;
     let mut rows = BTreeMap::new();

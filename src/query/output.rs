@@ -18,7 +18,7 @@ use couplet_tables::dates::printable_dates;
 use couplet_tables::sink::{ParquetSink, SinkError, parquet_problem};
 
 use crate::error::Error;
-use crate::terminal::end_if_nobody_reads;
+use crate::terminal::note_closed_stdout;
 
 /// An output format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -58,8 +58,8 @@ impl Format {
 ///
 /// # Errors
 /// A file whose extension implies no format.
-pub fn format_of(asked: Option<Format>, output: Option<&Path>) -> Result<Format, Error> {
-    match (asked, output) {
+pub fn format_of(requested: Option<Format>, output: Option<&Path>) -> Result<Format, Error> {
+    match (requested, output) {
         (Some(format), _) => Ok(format),
         (None, None) => Ok(Format::Table),
         (None, Some(path)) => Format::of_extension(path).ok_or_else(|| {
@@ -258,7 +258,7 @@ impl Write for Out {
 fn show(buffer: &mut Vec<u8>, shown: &AtomicBool) -> io::Result<()> {
     shown.store(true, Ordering::Relaxed);
     let mut out = io::stdout();
-    end_if_nobody_reads(out.write_all(buffer).and_then(|()| out.flush()))?;
+    note_closed_stdout(out.write_all(buffer).and_then(|()| out.flush()))?;
     buffer.clear();
     Ok(())
 }

@@ -30,6 +30,6 @@ impl Appended {
 impl fmt::Display for Appended {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { run_key, output, .. } = self;
-        write!(f, "nothing: {output} has the rows of run key {run_key} already (--again appends them once more)")
+        write!(f, "nothing: {output} already has the rows of run key {run_key} (--again appends them again)")
     }
 }

@@ -6,9 +6,9 @@ use couplet_train::statistics::evaluation::Evaluation;
 /// The number of metrics per line of the summary.
 const METRICS_IN_LINE: usize = 3;
 /// The maximum number of labels for which the summary shows the confusion matrix.
-const MOST_LABELS: usize = 8;
+const MAX_LABELS: usize = 8;
 /// The maximum number of slices per column in the summary.
-const MOST_SLICES: usize = 12;
+const MAX_SLICES: usize = 12;
 
 /// Names the label, of two, that precision, recall, F1 and average precision refer to, as a suffix to the number of
 /// rows.
@@ -30,7 +30,7 @@ pub fn evaluation_lines(evaluation: &Evaluation, labels: &[String]) -> Vec<Strin
         format!("{metric} {value:.4}{interval}")
     });
     lines.extend(metrics.collect::<Vec<_>>().chunks(METRICS_IN_LINE).map(|metrics| metrics.join(" · ")));
-    if let Some(confusion) = evaluation.confusion.as_ref().filter(|_| labels.len() <= MOST_LABELS) {
+    if let Some(confusion) = evaluation.confusion.as_ref().filter(|_| labels.len() <= MAX_LABELS) {
         let width = labels.iter().map(|label| label.chars().count()).max().unwrap_or(0).max(9);
         let row = |head: &str, cells: Vec<String>| {
             let cells = cells.iter().map(|cell| format!("  {cell:>width$}")).collect::<Vec<_>>().concat();
@@ -42,7 +42,7 @@ pub fn evaluation_lines(evaluation: &Evaluation, labels: &[String]) -> Vec<Strin
         }
     }
     for (column, slices) in &evaluation.slices {
-        for slice in slices.iter().take(MOST_SLICES) {
+        for slice in slices.iter().take(MAX_SLICES) {
             let metrics = slice.metrics.iter().take(METRICS_IN_LINE);
             let metrics = metrics.map(|(metric, value)| match value {
                 Some(value) => format!("{metric} {value:.4}"),
@@ -52,8 +52,8 @@ pub fn evaluation_lines(evaluation: &Evaluation, labels: &[String]) -> Vec<Strin
             let value = slice.key.as_deref().unwrap_or("NULL");
             lines.push(format!("{column} = {value}: {}, {metrics}", counted(slice.rows as u64, "row")));
         }
-        if slices.len() > MOST_SLICES {
-            lines.push(format!("{column}: {} more values are in evaluation.json", slices.len() - MOST_SLICES));
+        if slices.len() > MAX_SLICES {
+            lines.push(format!("{column}: {} more values are in evaluation.json", slices.len() - MAX_SLICES));
         }
     }
     lines

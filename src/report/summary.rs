@@ -12,7 +12,7 @@ use super::Report;
 use crate::frequent::most_frequent;
 
 /// The maximum number of labels listed with their row counts.
-const MOST_LISTED: usize = 20;
+const MAX_LISTED: usize = 20;
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -21,7 +21,7 @@ impl fmt::Display for Report {
             [record.rows_read, record.rows_scored, record.rows_rejected, record.tokens].map(Option::unwrap_or_default);
         let mut line = |name: &str, value: String| writeln!(f, "  {name:<10} {value}");
         let mut parts = vec![format!("{} read", grouped(read)), format!("{} scored", grouped(scored))];
-        for (n, what) in [(record.rows_remembered, "remembered"), (record.rows_repeated, "repeated")] {
+        for (n, what) in [(record.rows_remembered, "cached"), (record.rows_repeated, "repeated")] {
             parts.extend(n.filter(|n| *n > 0).map(|n| format!("{} {what}", grouped(n))));
         }
         parts.push(format!("{} rejected", grouped(rejected)));
@@ -30,19 +30,19 @@ impl fmt::Display for Report {
             line("", format!("{} with {kind}", grouped(*n)))?;
         }
         if let Some(damaged) = record.scores_damaged.filter(|n| *n > 0) {
-            line("", format!("{} in the store damaged and dropped", counted(damaged, "score")))?;
+            line("", format!("{} damaged in the store, dropped", counted(damaged, "score")))?;
         }
         let labels = record.labels.as_deref().unwrap_or_default();
         if !labels.is_empty() {
             let any_number = record.task == Some(Problem::MultiLabel.to_string());
             let all = if any_number { read - rejected } else { labels.iter().map(|(_, n)| n).sum() };
             let share = |n: u64| if all == 0 { 0.0 } else { 100.0 * n as f64 / all as f64 };
-            let listed = most_frequent(labels, MOST_LISTED, |(_, n)| *n);
+            let listed = most_frequent(labels, MAX_LISTED, |(_, n)| *n);
             let listed = listed.into_iter().map(|place| &labels[place]);
             let listed = listed.map(|(label, n)| format!("{label} {} ({:.1} %)", grouped(*n), share(*n)));
             let mut listed: Vec<String> = listed.collect();
-            if labels.len() > MOST_LISTED {
-                listed.push(format!("{} more labels", grouped((labels.len() - MOST_LISTED) as u64)));
+            if labels.len() > MAX_LISTED {
+                listed.push(format!("{} more labels", grouped((labels.len() - MAX_LISTED) as u64)));
             }
             line("labels", listed.join(" · "))?;
         }
@@ -58,7 +58,7 @@ impl fmt::Display for Report {
         line(
             "padding",
             format!(
-                "{} tokens avoided ({:.1} % of what batches of {PADDED_BATCH} would have run)",
+                "{} tokens avoided ({:.1} % of padded batches of {PADDED_BATCH})",
                 grouped(record.padding_avoided.unwrap_or_default()),
                 100.0 * record.speed.padding_share.unwrap_or_default()
             ),

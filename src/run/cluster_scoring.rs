@@ -106,8 +106,8 @@ impl ClusterScoring {
         Ok(scored.boxed_local())
     }
 
-    /// Cancels what is under way, and removes what was written for it: this run's alone, as another may have taken the
-    /// lock.
+    /// Cancels tasks in progress, and removes their texts. Other runs' texts stay, because another run may have taken
+    /// the lock.
     pub(super) async fn end(self, run: &Run<'_>, all_is_back: bool) {
         if !all_is_back || self.client.gave_up() {
             self.client.end().await;

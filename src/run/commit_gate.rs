@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_end_passes_only_after_a_good_word() {
+    async fn the_end_passes_only_after_the_check_succeeds() {
         let (stream, gate) = gated(rows(None));
         let (read, passed) = tokio::join!(stream.try_collect::<Vec<_>>(), gate.pass_if(async { Ok(()) }));
         assert_eq!(read.unwrap().len(), 1);
@@ -76,8 +76,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stream_that_fails_or_is_dropped_asks_for_no_word() {
-        let never = || async { panic!("nobody asked") };
+    async fn a_failed_or_dropped_stream_runs_no_check() {
+        let never = || async { panic!("the check is not called") };
         let (stream, gate) = gated(rows(Some(DataFusionError::Execution("broken".into()))));
         let read = async { stream.try_collect::<Vec<_>>().await };
         let (read, passed) = tokio::join!(read, gate.pass_if(never()));

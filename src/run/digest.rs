@@ -56,8 +56,8 @@ pub(super) async fn check(path: PathBuf, digest: blake3::Hash) -> Result<(), Dat
 pub(super) fn damaged(path: &Path) -> DataFusionError {
     let path = path.display();
     DataFusionError::Execution(format!(
-        "{path} is not as this run wrote it: the disk is faulty, or another program changed the file. Run the same command \
-         again, or name another folder with run.spill"
+        "{path} has changed since this run wrote it: the disk is faulty, or another program changed the file. Run the \
+         same command again, or name another folder with run.spill"
     ))
 }
 
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_flipped_bit_in_the_rows_of_a_run_is_noticed() {
+    async fn a_flipped_bit_in_the_staged_rows_is_detected() {
         let folder = tempfile::tempdir().unwrap();
         let (staged, path) = staged(folder.path()).await;
         let rows = async || -> Result<usize, DataFusionError> {
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_flipped_bit_in_a_text_to_be_scored_is_noticed() {
+    async fn a_flipped_bit_in_a_pending_text_is_detected() {
         let folder = tempfile::tempdir().unwrap();
         let (staged, rows) = staged(folder.path()).await;
         let path = rows.with_file_name("pending.arrow");
@@ -146,7 +146,7 @@ mod tests {
             match read {
                 Ok(windows) if !flipped => assert_eq!(windows.len(), 5),
                 Err(error) if flipped => {
-                    assert!(error.to_string().contains("is not as this run wrote it"), "{error}");
+                    assert!(error.to_string().contains("has changed since this run wrote it"), "{error}");
                 }
                 other => panic!("{flipped}: {other:?}"),
             }

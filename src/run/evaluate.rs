@@ -24,7 +24,7 @@ use couplet_train::statistics::task::Task;
 use datafusion::prelude::SessionContext;
 use serde_json::{Value, json};
 
-use super::misclassified::{self, Judged};
+use super::misclassified::{self, EvaluatedRows};
 use super::rows::{Columns, Selection};
 use super::{folder_of, missing_model, model_name, pool, readable, readable_place, resources, scorer_options};
 use crate::config::{Evaluate, Pipeline};
@@ -55,7 +55,7 @@ pub(super) async fn evaluate(
         biased;
         () = &mut *stop => Err(Error::Interrupted {
             after: "while evaluating".into(),
-            kept: format!("{} is as it was before", readable(&stage.output.path).display()),
+            kept: format!("{} is unchanged", readable(&stage.output.path).display()),
         }),
         done = work.run() => done,
     }
@@ -152,24 +152,24 @@ impl Work<'_> {
         let (task, labels, gold) = self.gold(scorer.model(), &rows.labelled).map_err(refused)?;
         let slices = stage.slices.iter().map(|column| Ok((column.clone(), selection.values(&rows.table, column)?)));
         let slices: Vec<(String, Vec<Option<String>>)> = slices.collect::<Result<_, Error>>()?;
-        let judged = Judged { table: rows.table.clone(), labels, gold, predictions };
+        let evaluated = EvaluatedRows { table: rows.table.clone(), labels, gold, predictions };
 
         let bootstrap =
             Bootstrap::try_new(stage.resamples, stage.level, stage.seed).map_err(|e| refused(e.to_string()))?;
         let measured = tokio::task::spawn_blocking(move || {
-            let result = measure(&judged, &bootstrap, &slices);
-            (judged, result)
+            let result = measure(&evaluated, &bootstrap, &slices);
+            (evaluated, result)
         });
-        let (judged, measured) =
+        let (evaluated, measured) =
             measured.await.map_err(|e| Error::Io { context: "measuring".into(), error: std::io::Error::other(e) })?;
         let (evaluation, raw) = measured.map_err(|e| refused(e.to_string()))?;
-        let mistakes = misclassified::table(&judged, &scorer.model().config)
+        let mistakes = misclassified::table(&evaluated, &scorer.model().config)
             .map_err(|e| Error::sql("the table of mistakes", &e.into(), None))?;
-        let mut json = self.report(&scorer, task, &judged.labels, &evaluation, raw.as_ref(), mistakes.num_rows());
+        let mut json = self.report(&scorer, task, &evaluated.labels, &evaluation, raw.as_ref(), mistakes.num_rows());
         json["rejected"] = rows.reasons().map(|(reason, rows)| (reason.to_owned(), Value::from(rows))).collect();
         self.publish(&json, &mistakes, &scorer).map_err(|e| self.unwritable(e))?;
-        let mut lines = evaluation_lines(&evaluation, judged.labels.names());
-        let unmeasured = judged.labels.without_rows(&judged.gold);
+        let mut lines = evaluation_lines(&evaluation, evaluated.labels.names());
+        let unmeasured = evaluated.labels.without_rows(&evaluated.gold);
         if !unmeasured.is_empty() {
             let labels = unmeasured.iter().map(|label| format!("{label:?}")).collect::<Vec<_>>().join(", ");
             let line = format!("not measured, as no row has them: {labels}");
@@ -180,7 +180,7 @@ impl Work<'_> {
             lines.push(format!("calibrated: {calibration}; without: {}", raw.metrics));
         }
         lines.extend(rows.reasons().map(|(reason, rows)| format!("{} not measured: {reason}", counted(rows, "row"))));
-        let listed = if judged.labels.problem() == Problem::Regression { "rows by their error" } else { "mistakes" };
+        let listed = if evaluated.labels.problem() == Problem::Regression { "rows by their error" } else { "mistakes" };
         lines.push(format!("{} {listed} in {}", grouped(mistakes.num_rows() as u64), misclassified::FILE));
         Ok(EvaluationReport { folder: readable(&stage.output.path), lines, elapsed: began.elapsed(), json })
     }
@@ -215,14 +215,14 @@ impl Work<'_> {
         names.extend(self.settings.slices.iter().map(String::as_str));
         let batches = selection.read(&self.settings.query, &names).await?;
         let Some(first) = batches.iter().find(|batch| batch.num_rows() > 0) else {
-            return Err(selection.refused(format!("the query of [{SECTION}] gives no rows to measure on")));
+            return Err(selection.refused(format!("the query of [{SECTION}] returns no rows")));
         };
         let schema = first.schema();
         if let Some(taken) = schema.fields().iter().find(|field| misclassified::ADDED.contains(&field.name().as_str()))
         {
             return Err(selection.refused(format!(
-                "column `{0}` of the query of [{SECTION}] is one that {1} gets; rename it in SQL, for example `{0} AS \
-                 source_{0}`",
+                "column `{0}` of the query of [{SECTION}] is a column that couplet adds to {1}; rename it in SQL, for \
+                 example `{0} AS source_{0}`",
                 taken.name(),
                 misclassified::FILE
             )));
@@ -310,7 +310,7 @@ fn unmeasurable(error: ArrowError) -> Error {
 
 /// Evaluates the predictions, and also the uncalibrated ones if they are calibrated.
 fn measure(
-    judged: &Judged,
+    evaluated: &EvaluatedRows,
     bootstrap: &Bootstrap,
     slices: &[(String, Vec<Option<String>>)],
 ) -> Result<(Evaluation, Option<Evaluation>), MetricError> {
@@ -318,18 +318,18 @@ fn measure(
         .iter()
         .map(|(name, values)| (name.as_str(), values.iter().map(Option::as_deref).collect::<Vec<_>>()))
         .collect();
-    let evaluation = Evaluation::of(&sample(judged, |p| &p.probabilities, true)?, Some(bootstrap), &slices)?;
+    let evaluation = Evaluation::of(&sample(evaluated, |p| &p.probabilities, true)?, Some(bootstrap), &slices)?;
     // Regression values are not calibrated; their raw output is the logit.
-    let is_value = matches!(judged.gold, Targets::Values(_));
-    if is_value || judged.predictions.iter().all(|prediction| prediction.raw.is_empty()) {
+    let is_value = matches!(evaluated.gold, Targets::Values(_));
+    if is_value || evaluated.predictions.iter().all(|prediction| prediction.raw.is_empty()) {
         return Ok((evaluation, None));
     }
-    Ok((evaluation, Some(Evaluation::of(&sample(judged, |p| &p.raw, false)?, None, &[])?)))
+    Ok((evaluation, Some(Evaluation::of(&sample(evaluated, |p| &p.raw, false)?, None, &[])?)))
 }
 
 /// Converts the predictions to a metric sample. `decided` uses the predicted labels rather than the most probable ones.
-fn sample(judged: &Judged, of: fn(&Prediction) -> &[f32], decided: bool) -> Result<Sample, MetricError> {
-    let Judged { labels, gold, predictions, .. } = judged;
+fn sample(evaluated: &EvaluatedRows, of: fn(&Prediction) -> &[f32], decided: bool) -> Result<Sample, MetricError> {
+    let EvaluatedRows { labels, gold, predictions, .. } = evaluated;
     let width = labels.names().len();
     let probabilities = || predictions.iter().flat_map(of).map(|p| f64::from(*p)).collect();
     Ok(match gold {

@@ -54,7 +54,7 @@ impl Joins {
     }
 
     /// Returns the session for a join that holds `held` bytes.
-    pub(super) fn with_room_for(&self, held: u64) -> &SessionContext {
+    pub(super) fn session_for(&self, held: u64) -> &SessionContext {
         // A hash join holds one side in memory, and fails if it does not fit; a sort-merge join can spill.
         if held < self.memory / 3 { &self.hashing } else { &self.sorting }
     }
@@ -65,19 +65,19 @@ impl Joins {
 pub(super) fn of_rows(memory: u64, width: u64, resources: &Resources) -> Result<SessionContext, DataFusionError> {
     let runtime = resources.with_pool(Arc::new(SortsInShares::new(memory)))?;
     // A sort that merges spill files holds at least two batches, and counts each twice.
-    let together = usize::try_from(memory / SHARES / 16 / width.max(1)).unwrap_or(usize::MAX);
-    Ok(session(sorting(config(memory, together.clamp(1, BATCH))), runtime))
+    let batch_rows = usize::try_from(memory / SHARES / 16 / width.max(1)).unwrap_or(usize::MAX);
+    Ok(session(sorting(config(memory, batch_rows.clamp(1, BATCH))), runtime))
 }
 
 /// Returns the common configuration of joins, for a memory limit in bytes and a batch size in rows.
-fn config(memory: u64, together: usize) -> SessionConfig {
-    let mut config = SessionConfig::new().with_batch_size(together);
+fn config(memory: u64, batch_rows: usize) -> SessionConfig {
+    let mut config = SessionConfig::new().with_batch_size(batch_rows);
     let execution = &mut config.options_mut().execution;
     execution.parquet.schema_force_view_types = false;
     // A sort below this threshold produces a single batch, which must fit into its share too.
-    let little = usize::try_from(memory / SHARES / 8).unwrap_or(usize::MAX);
-    execution.sort_in_place_threshold_bytes = little;
-    execution.sort_spill_reservation_bytes = little;
+    let threshold = usize::try_from(memory / SHARES / 8).unwrap_or(usize::MAX);
+    execution.sort_in_place_threshold_bytes = threshold;
+    execution.sort_spill_reservation_bytes = threshold;
     config
 }
 
@@ -200,12 +200,12 @@ mod tests {
     }
 
     #[test]
-    fn a_join_with_scores_of_many_labels_is_one_that_can_spill() {
+    fn joins_with_scores_of_many_labels_can_spill() {
         let folder = tempfile::tempdir().unwrap();
         let resources = Resources::new(1 << 30, folder.path()).unwrap();
         let joins = Joins::new(MEMORY, &resources).unwrap();
         let spills =
-            |labels| std::ptr::eq(joins.with_room_for(bytes_of_scores(20_000, labels)), &raw const joins.sorting);
+            |labels| std::ptr::eq(joins.session_for(bytes_of_scores(20_000, labels)), &raw const joins.sorting);
         assert!(!spills(2) && spills(1000));
     }
 }

@@ -51,7 +51,7 @@ impl Training<'_> {
         let summary = |job: &tuning::Job, report: tuning::Report| {
             let (rows, held_out) = (job.kind.training.len(), job.kind.validation.len());
             let mut lines = vec![if report.trained {
-                format!("{rows} rows, {} steps; the model is that of epoch {}", report.steps, report.epoch)
+                format!("{rows} rows, {} steps; the model is from epoch {}", report.steps, report.epoch)
             } else {
                 "nothing to train: base, rows and settings match the existing model, which is calibrated and evaluated \
                  again"
@@ -68,7 +68,7 @@ impl Training<'_> {
             if let tuning::Promotion::Rejected { candidate, verdict } = &report.promotion {
                 let candidate = readable(candidate).display().to_string();
                 let stays = if output.path.exists() { "the old model stays" } else { "there is still no model" };
-                lines.push(warned(format!("not promoted, as {verdict}: {stays}; the new model is {candidate}")));
+                lines.push(with_warning(format!("not promoted, as {verdict}: {stays}; the new model is {candidate}")));
             }
             (lines, report.promotion == tuning::Promotion::Published, report.json)
         };
@@ -128,12 +128,12 @@ impl Training<'_> {
     ) -> Result<StageReport, Error> {
         let summary = |job: &pretraining::Job, report: pretraining::Report| {
             let (rows, steps) = (job.kind.texts.len(), report.steps);
-            let mut lines = vec![format!("{rows} texts, {steps} steps; the model is that of epoch {}", report.epoch)];
+            let mut lines = vec![format!("{rows} texts, {steps} steps; the model is from epoch {}", report.epoch)];
             if report.skipped > 0 {
                 lines.push(skipped(steps, report.skipped));
             }
             for pretraining::Measured { mask_probability, before, after } in &report.measured {
-                let words = format!("held-out words, {mask_probability} of them hidden");
+                let words = format!("held-out words, {mask_probability} of them masked");
                 lines.push(format!("{words}: {} before, {} after", describe(before), describe(after)));
             }
             (lines, true, report.json)
@@ -166,8 +166,8 @@ impl Training<'_> {
             let mut report = StageReport::unchanged(folder(), began.elapsed());
             if standing == Standing::Rejected {
                 let candidate = readable(&job.candidate()).display().to_string();
-                let line = format!("not promoted, as before: the model that promote_if refused is {candidate}");
-                report.lines = vec![warned(line)];
+                let line = format!("not promoted, as before: the model that promote_if rejected is {candidate}");
+                report.lines = vec![with_warning(line)];
                 report.promoted = false;
             }
             return Ok(report);
@@ -197,7 +197,7 @@ impl Training<'_> {
             }
             Outcome::Interrupted { step, total_steps, state } => Err(Error::Interrupted {
                 after: format!("after step {step} of {total_steps}"),
-                kept: format!("its state is in {}. Run the same command again to go on", readable(&state).display()),
+                kept: format!("its state is in {}. Run the same command again to resume", readable(&state).display()),
             }),
         }
     }
@@ -279,14 +279,14 @@ pub(super) fn nothing_held_out(stage: &Finetune, rows: usize, held_out: usize) -
         Validation::Share(share) => {
             format!("{} are too few for validation = {share}; raise it", counted(rows as u64, "row"))
         }
-        Validation::Sql(_) => "the query of finetune.validation gives none; change it".into(),
+        Validation::Sql(_) => "the query of finetune.validation returns none; change it".into(),
     };
-    Some(format!("no row is held out, so nothing is measured: {fix}, or measure with [evaluate]"))
+    Some(format!("no row is held out, so the model is not evaluated: {fix}, or use [evaluate]"))
 }
 
 fn describe(words: &MaskedWords) -> String {
     match words.perplexity().zip(words.accuracy()) {
-        Some((perplexity, share)) => format!("perplexity {perplexity:.2}, {:.1} % right", 100.0 * share),
+        Some((perplexity, share)) => format!("perplexity {perplexity:.2}, {:.1} % correct", 100.0 * share),
         None => "not defined".to_owned(),
     }
 }
@@ -294,21 +294,21 @@ fn describe(words: &MaskedWords) -> String {
 /// Describes the batches that were skipped because they had no masked word.
 fn skipped(steps: u64, skipped: u64) -> String {
     format!(
-        "{} of {} batches had no hidden word and were skipped; raise mask_probability or batch_size",
+        "{} of {} batches had no masked word and were skipped; raise mask_probability or batch_size",
         grouped(skipped),
         grouped(steps + skipped)
     )
 }
 
-/// Logs a summary line as a warning too: the run may succeed with the old model, and nobody reads the summary of a
-/// nightly run.
-fn warned(line: String) -> String {
+/// Also logs a summary line as a warning: the run may succeed with the old model, and the summary of a nightly run is
+/// rarely read.
+fn with_warning(line: String) -> String {
     tracing::warn!("{FINETUNE}: {line}");
     line
 }
 
 fn interrupted_before(learning: &Learning) -> Error {
-    let kept = format!("{} is as it was before", readable(&learning.output.path).display());
+    let kept = format!("{} is unchanged", readable(&learning.output.path).display());
     Error::Interrupted { after: "before training began".into(), kept }
 }
 

@@ -32,7 +32,7 @@ pub(super) const ADDED: [&str; 9] = [
 ];
 
 /// Labelled rows with their predictions.
-pub(super) struct Judged {
+pub(super) struct EvaluatedRows {
     /// All columns of the query.
     pub(super) table: RecordBatch,
     pub(super) labels: Labels,
@@ -42,14 +42,14 @@ pub(super) struct Judged {
 
 /// Returns the rows with a wrong label, the most confident first; for regression all rows, the largest difference
 /// first.
-pub(super) fn table(judged: &Judged, config: &ModelConfig) -> Result<RecordBatch, ArrowError> {
-    let Judged { predictions, gold, .. } = judged;
+pub(super) fn table(evaluated: &EvaluatedRows, config: &ModelConfig) -> Result<RecordBatch, ArrowError> {
+    let EvaluatedRows { predictions, gold, .. } = evaluated;
     let mut rows: Vec<(f32, usize)> =
-        (0..predictions.len()).filter_map(|row| judged.wrong(row).map(|size| (size, row))).collect();
+        (0..predictions.len()).filter_map(|row| evaluated.wrong(row).map(|size| (size, row))).collect();
     rows.sort_by(|(a, i), (b, j)| b.total_cmp(a).then(i.cmp(j)));
     let rows: Vec<usize> = rows.into_iter().map(|(_, row)| row).collect();
     let places = UInt32Array::from_iter_values(rows.iter().map(|row| *row as u32));
-    let source = take_record_batch(&judged.table, &places)?;
+    let source = take_record_batch(&evaluated.table, &places)?;
 
     let chosen: Vec<Result<Prediction, Rejection>> = rows.iter().map(|row| Ok(predictions[*row].clone())).collect();
     let predicted = predictions_to_array(&chosen, config);
@@ -57,7 +57,7 @@ pub(super) fn table(judged: &Judged, config: &ModelConfig) -> Result<RecordBatch
     let (score, probabilities) = (column("score"), column("probabilities"));
     let mut added: Vec<(&str, Option<ArrayRef>)> = match gold {
         Targets::Classes(gold) => {
-            let names = rows.iter().map(|row| judged.labels.names()[gold[*row] as usize].as_str());
+            let names = rows.iter().map(|row| evaluated.labels.names()[gold[*row] as usize].as_str());
             let gold_score = rows.iter().map(|row| predictions[*row].probabilities[gold[*row] as usize]);
             vec![
                 ("gold_label", Some(Arc::new(StringArray::from_iter_values(names)))),
@@ -68,12 +68,12 @@ pub(super) fn table(judged: &Judged, config: &ModelConfig) -> Result<RecordBatch
             ]
         }
         Targets::Sets(gold) => {
-            let width = judged.labels.names().len();
+            let width = evaluated.labels.names().len();
             let has = |row: usize| gold[row * width..][..width].to_vec();
             let says = |row: usize| predictions[row].probabilities.iter().map(|p| *p >= Problem::HAS_LABEL).collect();
             vec![
-                ("gold_labels", Some(judged.sets(&rows, has))),
-                ("predicted_labels", Some(judged.sets(&rows, says))),
+                ("gold_labels", Some(evaluated.sets(&rows, has))),
+                ("predicted_labels", Some(evaluated.sets(&rows, says))),
                 ("probabilities", probabilities),
             ]
         }
@@ -95,7 +95,7 @@ pub(super) fn table(judged: &Judged, config: &ModelConfig) -> Result<RecordBatch
     RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)
 }
 
-impl Judged {
+impl EvaluatedRows {
     /// The confidence of a wrong prediction, or the absolute error of a value; `None` for a correct prediction.
     fn wrong(&self, row: usize) -> Option<f32> {
         let prediction = &self.predictions[row];

@@ -50,7 +50,7 @@ use crate::report::RunReport;
 
 pub(crate) use rows::gold_labels;
 pub use run_state::RunState;
-pub use score::Remembering;
+pub use score::RunOptions;
 
 /// A stage of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -76,15 +76,15 @@ pub async fn run(
     pipeline: &Pipeline,
     variables: &BTreeMap<String, String>,
     only: &[Stage],
-    remembering: Remembering,
+    options: RunOptions,
     style: Style,
     stop: impl Future<Output = ()>,
     state: &mut RunState,
 ) -> Result<RunReport, Error> {
     check_variables(pipeline, variables)?;
     check_stages(pipeline, only)?;
-    check_cluster(pipeline, only, remembering.cluster.as_ref())?;
-    run_key::check(pipeline, only, &remembering)?;
+    check_cluster(pipeline, only, options.cluster.as_ref())?;
+    run_key::check(pipeline, only, &options)?;
     let wanted = |stage| only.is_empty() || only.contains(&stage);
     let pretrain = pipeline.pretrain.as_ref().filter(|_| wanted(Stage::Pretrain));
     let finetune = pipeline.finetune.as_ref().filter(|_| wanted(Stage::Finetune));
@@ -112,7 +112,7 @@ pub async fn run(
         report.evaluate = Some(done);
     }
     if let Some(scoring) = pipeline.scoring.as_ref().filter(|_| wanted(Stage::Score)) {
-        let scored = Box::pin(score::score(pipeline, scoring, variables, remembering, style, &mut stop, state));
+        let scored = Box::pin(score::score(pipeline, scoring, variables, options, style, &mut stop, state));
         match scored.await? {
             score::Done::Published(done) => report.score = Some(*done),
             score::Done::Appended(done) => report.appended = Some(done),
@@ -130,7 +130,7 @@ fn check_cluster(pipeline: &Pipeline, only: &[Stage], cluster: Option<&Address>)
     let stages = if only.is_empty() { "the pipeline" } else { "--only" };
     if pipeline.scoring.is_none() || !(only.is_empty() || only.contains(&Stage::Score)) {
         return Err(Error::Usage(format!(
-            "--cluster {address}: {stages} has no stage that scores, and only that one runs on a cluster; leave --cluster out"
+            "--cluster {address}: {stages} has no scoring stage, and only scoring runs on a cluster; omit --cluster"
         )));
     }
     Ok(())
@@ -299,11 +299,11 @@ fn interrupted(scoring: &Scoring, after: &str, scores: Option<&ScoreStore>) -> E
     let output = readable_place(&scoring.sink.location.place);
     let kept = match (scores, scoring.sink.location.local()) {
         (None, Some(path)) if !path.exists() => NOTHING_WRITTEN.to_owned(),
-        (None, _) => format!("{output} is as it was before"),
+        (None, _) => format!("{output} is unchanged"),
         (Some(_), _) => {
             let store = readable_place(&scoring.score.store.place);
-            format!("what was scored is kept in {store}, and {output} is as it was before")
+            format!("the new scores are cached in {store}, and {output} is unchanged")
         }
     };
-    Error::Interrupted { after: after.to_owned(), kept: format!("{kept}. Run the same command again to go on") }
+    Error::Interrupted { after: after.to_owned(), kept: format!("{kept}. Run the same command again to resume") }
 }

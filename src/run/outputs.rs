@@ -13,7 +13,7 @@ use couplet_storage::place::Place;
 use couplet_storage::trouble::Explained;
 use couplet_train::{beside, foreign_state};
 
-use super::sinks::rejected_beside;
+use super::sinks::rejected_place;
 use super::{Stage, evaluate, readable, readable_place};
 use crate::config::{Errors, Pipeline, RunSettings};
 use crate::error::Error;
@@ -49,7 +49,7 @@ pub(super) const SINK: &str = "sink";
 pub(super) const REJECTED: &str = "rejected rows";
 pub(super) const STORE: &str = "store";
 pub(super) const STATE: &str = "training state";
-pub(super) const BESIDE: &str = "model beside it";
+pub(super) const SIBLING_MODEL: &str = "model beside it";
 pub(super) const TEMPORARY: &str = "temporary";
 
 /// Returns all places that stages of a pipeline write to. `runs` selects the stages.
@@ -64,7 +64,7 @@ pub(super) fn targets(pipeline: &Pipeline, runs: impl Fn(Stage) -> bool) -> Vec<
         let shape = if sink.is_one_file() { Shape::File } else { Shape::Folder };
         add(SINK, "sink.uri", sink.location.place.clone(), shape, false);
         if scoring.score.errors == Errors::Quarantine {
-            add(REJECTED, "sink.uri", rejected_beside(&sink.location.place), shape, false);
+            add(REJECTED, "sink.uri", rejected_place(&sink.location.place), shape, false);
         }
         add(STORE, "score.store", scoring.score.store.place.clone(), Shape::Folder, false);
     }
@@ -72,7 +72,7 @@ pub(super) fn targets(pipeline: &Pipeline, runs: impl Fn(Stage) -> bool) -> Vec<
         add(what, key, Place::Local(output.to_owned()), Shape::Model, false);
         add(STATE, key, Place::Local(beside(output, ".training")), Shape::Training, true);
         for suffix in others {
-            add(BESIDE, key, Place::Local(beside(output, suffix)), Shape::Model, false);
+            add(SIBLING_MODEL, key, Place::Local(beside(output, suffix)), Shape::Model, false);
         }
     };
     if let Some(stage) = pipeline.pretrain.as_ref().filter(|_| runs(Stage::Pretrain)) {
@@ -126,12 +126,12 @@ fn in_store(pipeline: &Pipeline) -> Vec<Error> {
     let store = &scoring.score.store;
     let tables = pipeline.tables.iter().map(|table| (format!("tables.{}", table.name), table.location.place.clone()));
     let rejected = (scoring.score.errors == Errors::Quarantine)
-        .then(|| ("sink.uri: the place of rejected rows".to_owned(), rejected_beside(&scoring.sink.location.place)));
+        .then(|| ("sink.uri: the place of rejected rows".to_owned(), rejected_place(&scoring.sink.location.place)));
     let inside = tables.chain(rejected).filter(|(_, place)| place.is_in(&store.place));
     let refused = inside.map(|(key, place)| {
         Error::Usage(format!(
-            "{}: {key}: {} lies in the store {}, in which only couplet's own files may be; name another place for one \
-             of them",
+            "{}: {key}: {} is inside the store {}, which may contain only couplet's own files; use another location \
+             for one of them",
             pipeline.path.display(),
             readable_place(&place),
             readable_place(&store.place)
@@ -162,7 +162,7 @@ impl Target {
         let path = self.place.local()?;
         let problem = match self.what {
             // Write access is checked at the model's place, in the same folder.
-            STATE | BESIDE => unsuited(path, self.shape).map(Explained::from),
+            STATE | SIBLING_MODEL => unsuited(path, self.shape).map(Explained::from),
             _ => problem(path, self.shape),
         }?;
         let place = readable_place(&self.place);
@@ -182,7 +182,7 @@ fn problem(path: &Path, shape: Shape) -> Option<Explained> {
         return Some("is a link to a folder that does not exist; create that folder, or remove the link".into());
     }
     let path = target.canonicalize().or_else(|_| std::path::absolute(&target)).unwrap_or(target);
-    // An existing model may be up to date, and then nothing is written.
+    // If the existing model is up to date, nothing is written.
     let stays = shape == Shape::Model && path.exists();
     unsuited(&path, shape).map(Explained::from).or_else(|| if stays { None } else { unwritable(&path, shape) })
 }
@@ -192,13 +192,13 @@ fn unsuited(path: &Path, shape: Shape) -> Option<String> {
     let there = path.metadata().ok()?;
     match shape {
         Shape::File if there.is_dir() => {
-            Some("is a folder, and one file is to be written there; name another place, or remove the folder".into())
+            Some("is a folder, but a file is needed there; name another place, or remove the folder".into())
         }
         Shape::File if !there.is_file() => {
             Some("is a device or a pipe, and only a file can be replaced; name another place".into())
         }
         Shape::Folder | Shape::Training if !there.is_dir() => {
-            Some("is a file, and a folder is to be there; name another place, or remove the file".into())
+            Some("is a file, but a folder is needed there; name another place, or remove the file".into())
         }
         Shape::Model => irreplaceable(path, &MODEL_FOLDER),
         Shape::Evaluation => irreplaceable(path, &evaluate::EVALUATION_FOLDER),
@@ -207,14 +207,14 @@ fn unsuited(path: &Path, shape: Shape) -> Option<String> {
     }
 }
 
-/// Checks that a file can be created where the place is or will be.
+/// Checks that a file can be created at the place, or in its nearest existing parent folder.
 fn unwritable(path: &Path, shape: Shape) -> Option<Explained> {
     // Files, and folders that are replaced as a whole, are written next to their target.
     let around = if shape == Shape::Folder { Some(path) } else { path.parent() };
     let folder: PathBuf = around?.ancestors().find(|folder| folder.exists())?.to_owned();
     if !folder.is_dir() {
         let folder = readable(&folder);
-        let problem = format!("cannot be made: {} is a file, not a folder; name another place", folder.display());
+        let problem = format!("cannot be created: {} is a file, not a folder; name another place", folder.display());
         return Some(problem.into());
     }
     let error = tempfile::tempfile_in(&folder).err()?;
@@ -229,7 +229,7 @@ fn unwritable(path: &Path, shape: Shape) -> Option<Explained> {
     lasts.contains(&error.kind()).then(|| {
         let folder = readable(&folder);
         Explained::of(&error).in_words(|error| {
-            format!("cannot be written: no file can be made in {} ({error}); name another place", folder.display())
+            format!("cannot be written: no file can be created in {} ({error}); name another place", folder.display())
         })
     })
 }

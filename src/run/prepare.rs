@@ -1,4 +1,4 @@
-//! What a run needs before it scores: tables, query, model, store and sinks, then the rows, read once and checked.
+//! Prepares a run: opens tables, query, model, store and sinks, then reads the rows once and checks them.
 
 use std::sync::Arc;
 
@@ -26,10 +26,10 @@ use super::{
 use crate::config::SinkMode;
 use crate::error::Error;
 
-/// The operating system's number of the error for a full disk.
+/// The error number (`ENOSPC`) for a full disk.
 const DISK_FULL: i32 = 28;
 
-/// Everything that a run needs before its first row.
+/// The opened inputs and outputs of a run.
 pub(super) struct Prepared {
     pub(super) context: SessionContext,
     pub(super) source: Source,
@@ -74,18 +74,18 @@ impl Run<'_> {
             return Err(error);
         }
         let scorer = models.get(&model_name(&scoring.model)).await?;
-        let cluster = match &self.remembering.cluster {
+        let cluster = match &self.options.cluster {
             Some(address) => Some(ClusterScoring::reach(address, pipeline, models).await?),
             None => None,
         };
         let mut scores = ScoreStore::open(&self.store, model_class(&scorer)).await?;
-        if self.remembering.fresh {
+        if self.options.fresh {
             scores.forget().await?;
-        } else if self.remembering.retry_errors {
+        } else if self.options.retry_errors {
             scores.forget_errors().await?;
         }
         let key = (scoring.sink.mode == SinkMode::Append).then(|| {
-            let given = self.remembering.run_key.clone();
+            let given = self.options.run_key.clone();
             given.unwrap_or_else(|| run_key::default(pipeline, &sql, self.variables, &files, &versions))
         });
         let schema = output_schema(source.schema());

@@ -22,7 +22,7 @@ use object_store::{Error as StoreError, ObjectStoreExt as _};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::ParquetMetaDataReader;
 
-use super::sinks::rejected_beside;
+use super::sinks::rejected_place;
 use crate::config::{Sink, SinkFormat, SinkMode};
 use crate::error::Error;
 
@@ -32,7 +32,7 @@ use crate::error::Error;
 /// A place that cannot be read.
 pub(crate) async fn published(pipeline: &str, sink: &Sink) -> Result<Option<(Place, TableFormat)>, Error> {
     let main = Objects::open(&sink.location.place)?;
-    let place = rejected_beside(&sink.location.place);
+    let place = rejected_place(&sink.location.place);
     if sink.format == SinkFormat::Delta {
         let version = rejected_version(&main, pipeline).await?;
         return Ok(version.map(|version| (place, TableFormat::Delta { version: Some(version) })));

@@ -13,7 +13,7 @@ use crate::error::Error;
 type ByKind = [u64; Rejection::KINDS.len()];
 
 /// Maximum number of rejected rows listed in a message.
-const MOST_NAMED: usize = 3;
+const MAX_NAMED: usize = 3;
 
 /// Returns the maximum number of errors in `rows` rows.
 pub(super) fn most(scoring: &Scoring, rows: u64) -> u64 {
@@ -37,7 +37,7 @@ pub(super) async fn check(scoring: &Scoring, staged: &StagedRows) -> Result<(), 
         return Ok(());
     }
     // If the ids cannot be read, the counts alone describe the problem.
-    let first = staged.first_rejected(&scoring.source.id, MOST_NAMED).await.unwrap_or_default();
+    let first = staged.first_rejected(&scoring.source.id, MAX_NAMED).await.unwrap_or_default();
     Err(too_many(scoring, staged.rejected(), staged.len(), &first))
 }
 
@@ -50,12 +50,12 @@ pub(super) fn too_many(scoring: &Scoring, rejected: ByKind, rows: u64, first: &[
     Error::TooManyErrors { rejected: rejected.iter().sum(), rows, kinds, max_errors: scoring.score.max_errors }
 }
 
-/// Warns if no row at all was scored, which is seldom intended.
-pub(super) fn warn_of_all(rejected: ByKind, rows: u64) {
+/// Warns if no row was scored, which is rarely intended.
+pub(super) fn warn_if_none_scored(rejected: ByKind, rows: u64) {
     if rows > 0 && rejected.iter().sum::<u64>() == rows {
         tracing::warn!(
-            "none of the {} could be scored ({}): what is published has no prediction; look at source.text and the \
-             query, or set score.max_errors, with which such a run fails",
+            "none of the {} could be scored ({}), so the output has no predictions; check source.text and the query, \
+             or set score.max_errors, so that such a run fails",
             counted(rows, "row"),
             in_words(rejected)
         );
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn as_many_rows_as_the_share_says_may_be_errors() {
+    fn the_share_limits_the_number_of_rejected_rows() {
         for (share, rows, most) in [(0.29, 100, 29), (0.57, 100, 57), (0.001, 1000, 1), (0.001, 999, 0), (0.3, 10, 3)] {
             assert_eq!(share_of(share, rows), most, "{share} of {rows}");
         }

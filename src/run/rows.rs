@@ -66,7 +66,7 @@ impl Selection<'_> {
     pub(super) async fn labelled_rows(&self, query: &Query, columns: &Columns<'_>) -> Result<Vec<Row>, Error> {
         let batches = self.read(query, &columns.names()).await?;
         self.refuse_nulls(&batches, columns.text, "filter them out in the query")?;
-        let fix = "it must name each row, as rows are held out by it: filter them out in the query, or name another \
+        let fix = "each row needs an id, by which rows are held out: filter them out in the query, or name another \
                     column";
         self.refuse_nulls(&batches, columns.id, fix)?;
         let mut rows = Vec::new();

@@ -7,17 +7,17 @@ use couplet_tables::tables::SourceFile;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::{Remembering, Stage};
+use super::{RunOptions, Stage};
 use crate::config::{Pipeline, SinkMode};
 use crate::error::Error;
 
 /// Maximum length of a key in bytes.
-const LONGEST: usize = 200;
+const MAX_BYTES: usize = 200;
 
 /// Parses a key from the command line.
 pub(crate) fn parse(text: &str) -> Result<String, String> {
-    if text.trim().is_empty() || text.len() > LONGEST || text.chars().any(char::is_control) {
-        return Err(format!("expected 1 to {LONGEST} bytes without control characters, such as 2026-11-29"));
+    if text.trim().is_empty() || text.len() > MAX_BYTES || text.chars().any(char::is_control) {
+        return Err(format!("expected 1 to {MAX_BYTES} bytes without control characters, such as 2026-11-29"));
     }
     Ok(text.to_owned())
 }
@@ -26,8 +26,8 @@ pub(crate) fn parse(text: &str) -> Result<String, String> {
 ///
 /// # Errors
 /// One of these options is given.
-pub(super) fn check(pipeline: &Pipeline, only: &[Stage], remembering: &Remembering) -> Result<(), Error> {
-    let option = match (&remembering.run_key, remembering.again) {
+pub(super) fn check(pipeline: &Pipeline, only: &[Stage], options: &RunOptions) -> Result<(), Error> {
+    let option = match (&options.run_key, options.again) {
         (Some(_), _) => "--run-key",
         (None, true) => "--again",
         (None, false) => return Ok(()),
@@ -35,8 +35,8 @@ pub(super) fn check(pipeline: &Pipeline, only: &[Stage], remembering: &Rememberi
     let scoring = pipeline.scoring.as_ref().filter(|_| only.is_empty() || only.contains(&Stage::Score));
     let problem = match scoring.map(|scoring| scoring.sink.mode) {
         Some(SinkMode::Append) => return Ok(()),
-        Some(SinkMode::Overwrite) => "sink.mode is \"overwrite\", in which every run publishes its rows",
-        Some(SinkMode::Merge) => "sink.mode is \"merge\", in which every run publishes its rows",
+        Some(SinkMode::Overwrite) => "with sink.mode = \"overwrite\", every run publishes its rows",
+        Some(SinkMode::Merge) => "with sink.mode = \"merge\", every run publishes its rows",
         None => "no stage that appends rows is run",
     };
     let path = pipeline.path.display();
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_short_lines() {
+    fn keys_are_short_single_lines() {
         assert_eq!(parse("2026-11-29").as_deref(), Ok("2026-11-29"));
         for wrong in ["", " ", "a\nb", &"x".repeat(201)] {
             assert!(parse(wrong).is_err(), "{wrong:?}");

@@ -40,19 +40,19 @@ use crate::report::{Appended, Report};
 /// Windows scored concurrently: while the last batches of one run, the next is tokenized.
 const WINDOWS_IN_FLIGHT: usize = 2;
 
-/// Maximum texts per thread in a window. With a slow model these are some seconds of work. If the process is killed,
-/// they are lost, and so are the scores that wait for their commit.
+/// Maximum texts per thread in a window. With a slow model, a window is a few seconds of work. If the process is
+/// killed, this work is lost, and so are the scores that are not committed yet.
 const TEXTS_PER_THREAD: usize = 512;
 
 /// Maximum rows whose scores are held in memory before they are committed to the store.
 const ROWS_TO_COMMIT: usize = 1 << 17;
 
-/// Maximum bytes of scores held in memory: a score with thousands of labels is long.
+/// Maximum bytes of scores held in memory: a score with thousands of labels is large.
 const BYTES_TO_COMMIT: usize = 64 << 20;
 
 /// Command-line options of a run.
 #[derive(Debug, Clone, Default)]
-pub struct Remembering {
+pub struct RunOptions {
     /// Deletes this model's cached scores first.
     pub fresh: bool,
     /// Retries rows that the tokenizer rejected before.
@@ -74,14 +74,14 @@ pub(super) async fn score(
     pipeline: &Pipeline,
     scoring: &Scoring,
     variables: &BTreeMap<String, String>,
-    remembering: Remembering,
+    options: RunOptions,
     style: Style,
     stop: &mut (impl Future<Output = ()> + Unpin),
     state: &mut RunState,
 ) -> Result<Done, Error> {
     let begin = async {
         let store = store::open(&scoring.score.store.place).await?;
-        let lock = RunLock::begin(pipeline, &store, remembering.wait).await?;
+        let lock = RunLock::begin(pipeline, &store, options.wait).await?;
         Ok::<_, Error>((store, lock))
     };
     let (store, begun) = tokio::select! {
@@ -89,7 +89,7 @@ pub(super) async fn score(
         () = &mut *stop => return Err(interrupted(scoring, "before the first row was scored", None)),
         begun = begin => begun?,
     };
-    let run = Run { pipeline, scoring, variables, remembering, style, store, lock: &begun };
+    let run = Run { pipeline, scoring, variables, options, style, store, lock: &begun };
     let mut record = begun.record(state);
     let (outcome, scores) = match run.all(&mut record, stop).await {
         Ok((done, scores)) => (Ok(done), Some(scores)),
@@ -123,7 +123,7 @@ pub(super) struct Run<'a> {
     pub(super) pipeline: &'a Pipeline,
     pub(super) scoring: &'a Scoring,
     pub(super) variables: &'a BTreeMap<String, String>,
-    pub(super) remembering: Remembering,
+    pub(super) options: RunOptions,
     style: Style,
     pub(super) store: StoreFolder,
     pub(super) lock: &'a RunLock,
@@ -166,7 +166,7 @@ impl Run<'_> {
         };
         tracing::debug!("{} rows are read from {} files", grouped(staged.len()), sources.len());
         if staged.len() == 0 {
-            tracing::warn!("the source has no rows: what is published is empty");
+            tracing::warn!("the source has no rows, so the output is empty");
         }
         record.sources = sources;
         record.rows_read = Some(staged.len());
@@ -215,7 +215,7 @@ impl Run<'_> {
         let mut rejected = staged.rejected();
         // Rejections that the text does not explain come from the tokenizer.
         rejected[Rejection::KINDS.len() - 1] += published.rejected.saturating_sub(rejected_texts);
-        rejected::warn_of_all(rejected, staged.len());
+        rejected::warn_if_none_scored(rejected, staged.len());
         record.rows_remembered = Some(staged.len() - rejected_texts - rows_without_score);
         record.rows_repeated = Some(rows_without_score - texts);
         record.rows_rejected = Some(published.rejected);
@@ -244,7 +244,7 @@ impl Run<'_> {
 
     /// Returns true if the sink already has rows of the run's key and `again` is not set.
     pub(super) async fn has_key(&self, sinks: &[Sink]) -> Result<bool, Error> {
-        if self.remembering.again {
+        if self.options.again {
             return Ok(false);
         }
         match sinks.iter().find(|sink| sink.kind() == SinkKind::Predictions) {
@@ -272,9 +272,9 @@ impl Run<'_> {
     }
 
     #[tracing::instrument(skip_all)]
-    async fn pending(&self, staged: &StagedRows, scores: &ScoreStore, together: usize) -> Result<Pending, Error> {
+    async fn pending(&self, staged: &StagedRows, scores: &ScoreStore, window: usize) -> Result<Pending, Error> {
         let known = scores.scores(staged.joins(scores.rows()))?;
-        match staged.pending(known, scores.rows(), together).await {
+        match staged.pending(known, scores.rows(), window).await {
             Ok(pending) => Ok(pending),
             Err(e) => Err(scores.blame(self.staging_failed(&e)).await),
         }
@@ -355,7 +355,7 @@ impl Run<'_> {
         crash::point("store.before");
         let waiting = scores.waiting();
         scores.commit().await?;
-        tracing::debug!("{} scores are remembered", grouped(waiting as u64));
+        tracing::debug!("{} scores are cached", grouped(waiting as u64));
         crash::point("store.after");
         Ok(())
     }

@@ -69,7 +69,7 @@ pub(super) struct Done {
 }
 
 /// Returns the place of rejected rows: next to the predictions, with `_rejected` appended to the name.
-pub(super) fn rejected_beside(place: &Place) -> Place {
+pub(super) fn rejected_place(place: &Place) -> Place {
     let name = place.name();
     let (stem, extension) = match name.rsplit_once('.') {
         Some((stem, extension)) if !stem.is_empty() => (stem, format!(".{extension}")),
@@ -105,7 +105,7 @@ impl SinkKind {
         let place = &scoring.sink.location.place;
         match self {
             Self::Predictions => place.clone(),
-            Self::Rejected => rejected_beside(place),
+            Self::Rejected => rejected_place(place),
         }
     }
 
@@ -117,7 +117,7 @@ impl SinkKind {
         schema: &SchemaRef,
         origin: Origin,
         objects: &Objects,
-    ) -> Result<Looked, Error> {
+    ) -> Result<ExistingSink, Error> {
         let settings = &scoring.sink;
         let refused = |problem: &str| {
             let place = readable_place(&objects.place);
@@ -136,25 +136,25 @@ impl SinkKind {
                 let sink = DeltaSink::open(objects, schema, mode, partition_by, id, origin).await?;
                 if sink.is_new() && runs::has_run_folders(&objects.lock_place()).await? {
                     return refused(
-                        "has folders of runs, among which format = \"delta\" would make a Delta table; remove that line, \
-                         or name another folder",
+                        "has folders of runs, so it cannot be a Delta table; remove format = \"delta\", or name \
+                         another folder",
                     );
                 }
-                Ok(Looked::Delta(Box::new(sink)))
+                Ok(ExistingSink::Delta(Box::new(sink)))
             }
             SinkFormat::Parquet => {
                 if let Some(problem) = sink::parquet_problem(schema) {
-                    return refused(&format!("cannot have the rows: {problem}"));
+                    return refused(&format!("cannot hold the rows: {problem}"));
                 }
                 if !settings.is_one_file() && objects.folder(delta::LOG).has_children().await? {
                     return refused(
-                        "is a Delta table, into which folders of runs would be put; add format = \"delta\", or name \
-                         another folder",
+                        "is a Delta table, so it cannot have folders of runs; add format = \"delta\", or name another \
+                         folder",
                     );
                 }
                 let appends = !settings.is_one_file() && settings.mode == SinkMode::Append && self == Self::Predictions;
                 if !appends {
-                    return Ok(Looked::Parquet(Arc::clone(schema)));
+                    return Ok(ExistingSink::Parquet(Arc::clone(schema)));
                 }
                 // All runs are read as one table.
                 let mut runs = tables::columns_of_runs(objects).await.map_err(|e| Error::Tables(vec![e]))?;
@@ -164,10 +164,10 @@ impl SinkKind {
                     Columns::of(&runs).map(|_| schema)
                 });
                 match fits {
-                    Ok(schema) => Ok(Looked::Parquet(schema)),
+                    Ok(schema) => Ok(ExistingSink::Parquet(schema)),
                     Err(problem) => refused(&format!(
-                        "has runs that the rows cannot be read with as one table: {problem}; CAST it in the \
-                         source query, or name another folder"
+                        "has runs that do not form one table with these rows: {problem}; CAST it in the source query, \
+                         or name another folder"
                     )),
                 }
             }
@@ -176,7 +176,7 @@ impl SinkKind {
 }
 
 /// The result of checking a place.
-enum Looked {
+enum ExistingSink {
     /// A Delta table, or a place for a new one.
     Delta(Box<DeltaSink>),
     /// Parquet with these columns.
@@ -212,12 +212,12 @@ impl Sink {
         try_to_write(&objects, settings.is_one_file(), store).await?;
         let main = Objects::open(&settings.location.place)?;
         let to = match (kind.look(pipeline, scoring, schema, origin.clone(), &objects).await?, &place) {
-            (Looked::Delta(sink), _) if kind == SinkKind::Rejected => {
+            (ExistingSink::Delta(sink), _) if kind == SinkKind::Rejected => {
                 let published = rejected_version(&main, &pipeline.name).await?;
                 To::Delta { sink: sink.without_unpublished(published).await?, metadata }
             }
-            (Looked::Delta(sink), _) => To::Delta { sink: *sink, metadata },
-            (Looked::Parquet(schema), _) if !settings.is_one_file() => {
+            (ExistingSink::Delta(sink), _) => To::Delta { sink: *sink, metadata },
+            (ExistingSink::Parquet(schema), _) if !settings.is_one_file() => {
                 let mut keep = settings.keep;
                 if kind == SinkKind::Rejected {
                     quarantine::remove_unpublished(&main, &objects, &origin).await?;
@@ -228,11 +228,11 @@ impl Sink {
                 let run = runs::Run { origin, model: model.unwrap_or_default(), keep };
                 To::Runs(Box::new(RunFolder::begin(&objects.lock_place(), &schema, &metadata, run).await?))
             }
-            (Looked::Parquet(schema), Place::Local(path)) => {
+            (ExistingSink::Parquet(schema), Place::Local(path)) => {
                 let over = FileVersion::of(path).map_err(|e| SinkError { path: path.clone(), problem: (&e).into() })?;
                 To::File { path: path.clone(), over, schema, metadata }
             }
-            (Looked::Parquet(schema), Place::Remote(_) | Place::Hub(_)) => {
+            (ExistingSink::Parquet(schema), Place::Remote(_) | Place::Hub(_)) => {
                 let over = objects.head().await?;
                 To::Object { objects, over, schema, metadata }
             }

@@ -121,7 +121,7 @@ impl StagedRows {
         }
         writer.flush()?;
         let size = writer.flushed_row_groups().iter().map(|group| group.total_byte_size().unsigned_abs()).sum();
-        // `into_inner` keeps only the text of an error of the disk, so almost everything is written before.
+        // `into_inner` reduces a disk error to its text, so almost everything is written before, with typed errors.
         writer.sync()?;
         let digest = writer.into_inner()?.finish()?;
         Ok(Self {
@@ -176,7 +176,7 @@ impl StagedRows {
     /// A session for joining the rows with `held` scores.
     pub(super) fn joins(&self, held: u64) -> &SessionContext {
         // Grouping a row by its key takes a third of the memory of a score without probabilities.
-        self.joins.with_room_for(bytes_of_scores(held, self.labels).max(bytes_of_scores(self.rows / 3, 0)))
+        self.joins.session_for(bytes_of_scores(held, self.labels).max(bytes_of_scores(self.rows / 3, 0)))
     }
 
     /// The size of the staged file in bytes.
@@ -230,13 +230,8 @@ impl StagedRows {
     /// Returns the texts without a score in `known`, in order of first occurrence. `held` is the number of scores in
     /// `known`.
     ///
-    /// `known` is a table of [`StagedRows::joins`]. Windows have `together` texts, but at most a batch of the session.
-    pub(super) async fn pending(
-        &self,
-        known: DataFrame,
-        held: u64,
-        together: usize,
-    ) -> Result<Pending, DataFusionError> {
+    /// `known` is a table of [`StagedRows::joins`]. Windows have `window` texts, but at most a batch of the session.
+    pub(super) async fn pending(&self, known: DataFrame, held: u64, window: usize) -> Result<Pending, DataFusionError> {
         let rows = self.rows_in(self.joins(held)).await?;
         let keys = rows.filter(column(KEY).is_not_null())?.select(vec![column(KEY), column(ROW)])?;
         let mut keys = without_views(keys)?;
@@ -258,7 +253,7 @@ impl StagedRows {
             Ok(RecordBatch::try_new(Arc::clone(&pending), [texts.columns(), &counts].concat())?)
         });
         let pending = Box::pin(RecordBatchStreamAdapter::new(schema, pending));
-        Pending::fill(pending, self.text.len(), together.min(self.window), self.resources.folder()).await
+        Pending::fill(pending, self.text.len(), window.min(self.window), self.resources.folder()).await
     }
 
     /// Returns the rows of `which` (all, rejected or predicted) in source order, with the source columns followed by

@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_slowest_windows_are_remembered_with_what_was_in_them() {
+    fn the_slowest_windows_are_kept_with_their_contents() {
         let text = |tokens| {
             Ok(Prediction {
                 label: None,

@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn rows_meet_by_their_numbers_however_they_are_batched() {
+    async fn rows_are_zipped_by_number_for_any_batch_sizes() {
         let all: Vec<i64> = (0..50).collect();
         let chosen: Vec<i64> = vec![0, 1, 1, 1, 6, 7, 8, 20, 20, 33, 48, 49, 49];
         let mut expected: Vec<_> = chosen.iter().map(|n| (format!("a{n}"), format!("s{n}"))).collect();

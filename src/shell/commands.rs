@@ -79,7 +79,7 @@ impl Command {
                 "" => Ok(Self::Timing(None)),
                 "on" => Ok(Self::Timing(Some(true))),
                 "off" => Ok(Self::Timing(Some(false))),
-                _ => Err(format!("{name} {argument}: it is on or off")),
+                _ => Err(format!("{name} {argument}: expected on or off")),
             },
             ("\\?" | "\\h" | "\\help" | ".help", _) => Ok(Self::Help),
             ("\\q" | "\\quit" | ".quit" | ".exit", _) => Ok(Self::Leave),

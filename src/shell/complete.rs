@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_completed_by_where_they_stand() {
+    fn names_are_completed_by_context() {
         assert_eq!(found("sel"), ["select "]);
         assert_eq!(found("SELECT p.x FROM pai"), ["pairs"]);
         assert_eq!(found("SELECT sen"), ["\"Sentence 2\"", "sentence1"]);

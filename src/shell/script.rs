@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn statements_end_at_semicolons_of_their_own() {
+    fn statements_end_at_top_level_semicolons() {
         let text = "-- first; not here\nSELECT ';' AS \"a;b\", 'it''s;'; /* ; */\n\\d t ; x\nSELECT\n 2";
         let expected = [(2, "SELECT ';' AS \"a;b\", 'it''s;';"), (3, "\\d t ; x"), (4, "SELECT\n 2")];
         assert_eq!(found(text), expected.map(|(line, text)| (line, text.to_owned())));
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_looks_like_an_end_is_none() {
+    fn semicolons_in_strings_and_comments_end_no_statement() {
         for one in [
             "SELECT 1 -- it's; not\"\n + 1;",
             "SELECT /* a /* b; */ it's; */ 1;",
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn comments_before_a_statement_belong_to_it_and_its_places_stay() {
+    fn comments_belong_to_the_next_statement_and_keep_positions() {
         let text =
             "\\timing -- é\nSELECT 1; -- about the first\n\n-- $x = 1\n/* b */ SELECT $x; SELEC\n-- nothing\n\\q";
         let pieces = split(text);
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn an_open_string_is_seen() {
+    fn an_open_string_is_detected() {
         assert_eq!(open_quote("SELECT 'a''b', predict('mod"), Some(('\'', 23)));
         assert_eq!(open_quote("SELECT \"na"), Some(('"', 7)));
         assert_eq!(open_quote("SELECT '"), Some(('\'', 7)));

@@ -39,19 +39,19 @@ fn compressed_members_are_not_unpacked() {
     let mut larger = bytes.clone();
     larger[entry + 24..entry + 28].copy_from_slice(&u32::MAX.wrapping_sub(1).to_le_bytes());
     for changed in [deflated, larger] {
-        let said = of(changed).error();
-        assert!(said.contains("is compressed or encrypted, as PyTorch never writes it"), "{said}");
+        let message = of(changed).error();
+        assert!(message.contains("is compressed or encrypted, as PyTorch never writes it"), "{message}");
     }
     let mut beyond = bytes.clone();
     for at in [20, 24] {
         beyond[entry + at..entry + at + 4].copy_from_slice(&(u32::MAX - 1).to_le_bytes());
     }
-    let said = of(beyond).error();
-    assert!(said.contains("has 4294967294 bytes, and at most 67108864 are read"), "{said}");
-    let mut elsewhere = bytes;
-    elsewhere[entry + 42..entry + 46].copy_from_slice(&7u32.to_le_bytes());
-    let said = of(elsewhere).error();
-    assert!(said.contains("Invalid local file header"), "{said}");
+    let message = of(beyond).error();
+    assert!(message.contains("has 4294967294 bytes, and at most 67108864 are read"), "{message}");
+    let mut moved = bytes;
+    moved[entry + 42..entry + 46].copy_from_slice(&7u32.to_le_bytes());
+    let message = of(moved).error();
+    assert!(message.contains("Invalid local file header"), "{message}");
 }
 
 /// A tensor whose storage offset is negative or past the end.
@@ -70,9 +70,9 @@ fn tensors_outside_of_their_storage_are_refused() {
     for offset in
         [b"K\x01".as_slice(), b"J\xff\xff\xff\xff", b"J\xff\xff\xff\x7f", b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f"]
     {
-        let said = with_offset(offset).error();
+        let message = with_offset(offset).error();
         // candle multiplies the offset by the element size; a debug build checks this for overflow.
         let expected = ["failed to fill whole buffer", "its pickle is not as PyTorch writes it"];
-        assert!(expected.iter().any(|expected| said.contains(expected)), "{said}");
+        assert!(expected.iter().any(|expected| message.contains(expected)), "{message}");
     }
 }

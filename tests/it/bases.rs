@@ -85,8 +85,8 @@ fn model_import_accepts_any_class_with_an_encoder() {
         let target = folder.path().join("base");
         let mut import = couplet();
         import.args(["model", "import", "--json"]).arg(base.folder()).arg(&target);
-        let said: Value = serde_json::from_str(&stdout_of(&mut import)).unwrap();
-        assert_eq!(said["largest_difference"], 0.0, "{of}: {said}");
+        let message: Value = serde_json::from_str(&stdout_of(&mut import)).unwrap();
+        assert_eq!(message["largest_difference"], 0.0, "{of}: {message}");
         assert_eq!(class(&target), sibling(&of, "Model"));
         let card: Value =
             serde_json::from_str(&stdout_of(couplet().args(["model", "show", "--json"]).arg(&target))).unwrap();

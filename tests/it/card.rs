@@ -145,6 +145,6 @@ fn an_encoder_without_a_head_has_a_card() {
 fn a_truncated_vocabulary_is_reported() {
     let words = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nman\n";
     let model = Variant::of("tiny-distilbert").without("tokenizer.json").with("vocab.txt", words);
-    let said = stderr_of(couplet().args(["model", "show"]).arg(model.folder()), 0);
-    assert!(said.contains("vocab.txt: it has 7 tokens and the encoder knows 787"), "{said}");
+    let message = stderr_of(couplet().args(["model", "show"]).arg(model.folder()), 0);
+    assert!(message.contains("vocab.txt: it has 7 tokens and the encoder knows 787"), "{message}");
 }

@@ -19,6 +19,6 @@ fn files_of_other_programs_read_the_same_as_in_duckdb() {
     let mut script = Command::new(python);
     script.arg(root().join("tests/it/cases/data.py")).arg(env!("CARGO_BIN_EXE_couplet"));
     let output = script.arg(cases.canonicalize().unwrap()).arg(golden("tiny-distilbert")).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    let message = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{message}{}", String::from_utf8_lossy(&output.stderr));
 }

@@ -105,18 +105,18 @@ fn checkpoints_that_cannot_match_transformers_are_refused() {
     let Some(cases) = Cases::find("checkpoints_that_cannot_match_transformers_are_refused") else { return };
     for (name, why) in REFUSED {
         let folder = cases.folder.join(name);
-        let said = stderr_of(couplet().args(["model", "show"]).arg(&folder), 2);
-        assert!(said.contains(why), "{name}: {said}");
-        let said = stderr_of(couplet().arg("predict").arg("a").arg("b").arg("--model").arg(&folder), 2);
-        assert!(said.contains(why), "{name}: {said}");
+        let message = stderr_of(couplet().args(["model", "show"]).arg(&folder), 2);
+        assert!(message.contains(why), "{name}: {message}");
+        let message = stderr_of(couplet().arg("predict").arg("a").arg("b").arg("--model").arg(&folder), 2);
+        assert!(message.contains(why), "{name}: {message}");
         let job = job_with(&folder);
         write_pairs(&cases, &job.path("pairs.parquet"));
         let sql = format!("SELECT predict('{}', a, b) AS p FROM pairs", folder.display());
         for arguments in
             [&["plan", "pipeline.toml"][..], &["run", "pipeline.toml"], &["query", "--pipeline", "pipeline.toml", &sql]]
         {
-            let said = stderr_of(&mut job.couplet(arguments), 2);
-            assert!(said.contains(why), "{name}, {}: {said}", arguments[0]);
+            let message = stderr_of(&mut job.couplet(arguments), 2);
+            assert!(message.contains(why), "{name}, {}: {message}", arguments[0]);
         }
         assert!(job.output_files().is_empty(), "{name}");
     }
@@ -124,8 +124,8 @@ fn checkpoints_that_cannot_match_transformers_are_refused() {
     let folder = cases.folder.join(HEADLESS);
     let card = stdout_of(couplet().args(["model", "show", "--json"]).arg(&folder));
     assert_eq!(serde_json::from_str::<Value>(&card).unwrap()["architecture"], "BertModel");
-    let said = stderr_of(couplet().arg("predict").arg("a").arg("--model").arg(&folder), 2);
-    assert!(said.contains("it is a masked-language model"), "{said}");
+    let message = stderr_of(couplet().arg("predict").arg("a").arg("--model").arg(&folder), 2);
+    assert!(message.contains("it is a masked-language model"), "{message}");
 }
 
 /// Writes the pairs with their indices as a Parquet file, without single texts and pairs with an empty text.
@@ -231,11 +231,11 @@ fn every_command_gives_the_scores_of_transformers() {
             let (text, pair) = &cases.pairs[place];
             let mut predict = couplet();
             predict.args(["predict", "--json", "--model"]).arg(&folder).arg(text).args(pair);
-            let said: Value = serde_json::from_str(&stdout_of(&mut predict)).unwrap();
-            close(said["score"].as_f64().unwrap(), compare_score(name, &rows[place]), name);
+            let message: Value = serde_json::from_str(&stdout_of(&mut predict)).unwrap();
+            close(message["score"].as_f64().unwrap(), compare_score(name, &rows[place]), name);
             if one_logit && !IDENTITY.contains(&name) {
                 let logit = &rows[place]["logits"][0];
-                close(said["raw_probabilities"]["logit"].as_f64().unwrap(), logit.as_f64().unwrap(), name);
+                close(message["raw_probabilities"]["logit"].as_f64().unwrap(), logit.as_f64().unwrap(), name);
             }
             let quoted = |text: &str| format!("'{}'", text.replace('\'', "''"));
             let pair = pair.as_deref().map_or_else(String::new, |pair| format!(", {}", quoted(pair)));
@@ -245,9 +245,9 @@ fn every_command_gives_the_scores_of_transformers() {
                 "p['label'] AS label, p['score'] AS score, p['probabilities'] AS probabilities, \
                                           p['raw_probabilities'] AS raw_probabilities",
             );
-            let said = stdout_of(couplet().args(["query", "--format", "json", &sql]));
-            let said: Vec<Value> = serde_json::from_str(&said).unwrap();
-            compare(name, &labels, &Prediction::of(&said[0], "label"), &rows[place]);
+            let message = stdout_of(couplet().args(["query", "--format", "json", &sql]));
+            let message: Vec<Value> = serde_json::from_str(&message).unwrap();
+            compare(name, &labels, &Prediction::of(&message[0], "label"), &rows[place]);
         }
     }
 }

@@ -537,12 +537,12 @@ fn code_in_a_checkpoint_is_not_executed() {
             insta::assert_snapshot!(tensor.error(), @"cannot read MODEL/pytorch_model.bin: it holds no tensors by name, and nothing else in it is read");
         }
         // Beside the tensors of a good model, which still loads.
-        let beside = with_pickle(|pickle| {
+        let pickle = with_pickle(|pickle| {
             assert_eq!(pickle.pop(), Some(b'.'));
             pickle.extend([b"X\x01\0\0\0a".as_slice(), &payload, b"s."].concat());
         });
-        let beside = Variant::of("tiny-bert-bin").with(ARCHIVE, beside);
-        assert_eq!(logits(&beside.load().unwrap()), golden_logits("tiny-bert"));
+        let variant = Variant::of("tiny-bert-bin").with(ARCHIVE, pickle);
+        assert_eq!(logits(&variant.load().unwrap()), golden_logits("tiny-bert"));
         assert!(!trace.exists(), "the checkpoint was executed");
     }
 }

@@ -38,16 +38,16 @@ impl Process {
         let _ = self.child.wait();
     }
 
-    fn said(&self) -> String {
+    fn log(&self) -> String {
         std::fs::read_to_string(self.log.path()).unwrap()
     }
 
     /// Waits until the process has printed this text.
     fn wait_for(&mut self, words: &str) {
         let began = Instant::now();
-        while !self.said().contains(words) {
+        while !self.log().contains(words) {
             let ended = self.child.try_wait().unwrap();
-            assert!(ended.is_none() && began.elapsed() < Duration::from_secs(60), "{ended:?}: {}", self.said());
+            assert!(ended.is_none() && began.elapsed() < Duration::from_secs(60), "{ended:?}: {}", self.log());
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -242,7 +242,7 @@ fn a_terminated_executor_returns_its_tasks_and_exits() {
     let pid = rustix::process::Pid::from_child(&cluster.executors[0].child);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     let ended = cluster.executors[0].child.wait().unwrap();
-    assert!(ended.success(), "{ended}: {}", cluster.executors[0].said());
+    assert!(ended.success(), "{ended}: {}", cluster.executors[0].log());
     // Its temporary folder is removed with it.
     let temporary = cluster.executors[0].temporary.path();
     assert_eq!(temporary.read_dir().unwrap().count(), 0);
@@ -424,8 +424,8 @@ fn queries_on_a_cluster_give_the_same_results_as_local_ones() {
     column_mapped_table(&job);
     let sum = ["query", "--cluster", &address, "SELECT sum(id) AS n FROM 'table/'"];
     let output = job.couplet(&sum).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && said.contains("query it without --cluster"), "{said}");
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && message.contains("query it without --cluster"), "{message}");
 }
 
 #[test]
@@ -473,8 +473,8 @@ fn text_files_have_the_same_values_on_a_cluster_as_locally() {
     // A broken line gives the same error as on one machine.
     write("many.jsonl", &format!("{many}{{\"id\": \n"));
     let sql = "SELECT count(text) AS n FROM many";
-    let said = stderr_of(&mut query(sql, &["--cluster", &address]), 2);
-    assert!(said.contains("many.jsonl") && said.contains("20001"), "{said}");
+    let message = stderr_of(&mut query(sql, &["--cluster", &address]), 2);
+    assert!(message.contains("many.jsonl") && message.contains("20001"), "{message}");
 }
 
 #[test]
@@ -505,9 +505,9 @@ fn executors_reject_files_replaced_after_they_were_listed() {
         std::fs::rename(&newer, &file).unwrap();
         cluster.add();
         let output = child.wait_with_output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_ne!(output.status.code(), Some(0), "{said}");
-        assert!(said.contains("was replaced after the query was planned"), "{said}");
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert_ne!(output.status.code(), Some(0), "{message}");
+        assert!(message.contains("was replaced after the query was planned"), "{message}");
         let here = stdout_of(couplet().args(query));
         assert_eq!(stdout_of(couplet().args(query).args(["--cluster", &address])), here);
     }
@@ -638,7 +638,7 @@ fn a_cluster_works_in_a_bucket() {
     let job = job_in(&bucket, 3000, "night");
     assert_eq!(counts(&report(&job, &cluster)), [3000, 2000, 0, 1000, 0]);
     assert_eq!(published(&job, &cluster), scores(&expected(3000)));
-    let logs: String = cluster.executors.iter().chain([&cluster.scheduler]).map(Process::said).collect();
+    let logs: String = cluster.executors.iter().chain([&cluster.scheduler]).map(Process::log).collect();
     assert!(!logs.contains(crate::seaweed::SECRET_KEY), "{logs}");
 }
 

@@ -26,9 +26,9 @@ fn keys_in_a_uri_are_not_repeated() {
             &["model", "import", &uri, "new"],
         ] {
             for log in ["text", "json"] {
-                let said = stderr_of(job.couplet(arguments).args(["-v", "--log-format", log]), 2);
-                assert!(said.contains("credentials") && !said.contains("AKIA"), "{arguments:?}: {said}");
-                assert!(SECRET.split('/').all(|part| !said.contains(part)), "{arguments:?}: {said}");
+                let message = stderr_of(job.couplet(arguments).args(["-v", "--log-format", log]), 2);
+                assert!(message.contains("credentials") && !message.contains("AKIA"), "{arguments:?}: {message}");
+                assert!(SECRET.split('/').all(|part| !message.contains(part)), "{arguments:?}: {message}");
             }
         }
     }
@@ -42,12 +42,15 @@ fn keys_in_invalid_arguments_are_not_repeated() {
     for uri in [&*keyed, signed] {
         for arguments in [&[uri][..], &["run", "pipeline.toml", uri], &["runs", "pipeline.toml", "-n", uri]] {
             for log in ["text", "json"] {
-                let said = stderr_of(job.couplet(arguments).args(["--log-format", log]), 2);
-                assert!(said.contains("bucket/x.parquet") || said.contains("host/x.parquet"), "{arguments:?}: {said}");
-                assert!(!said.contains("AKIA") && !said.contains(SECRET), "{arguments:?}: {said}");
+                let printed = stderr_of(job.couplet(arguments).args(["--log-format", log]), 2);
+                assert!(
+                    printed.contains("bucket/x.parquet") || printed.contains("host/x.parquet"),
+                    "{arguments:?}: {printed}"
+                );
+                assert!(!printed.contains("AKIA") && !printed.contains(SECRET), "{arguments:?}: {printed}");
                 // The rest of the message is clap's.
-                assert_eq!(said.starts_with("error: "), log == "text", "{said}");
-                assert!(said.contains("try '--help'"), "{said}");
+                assert_eq!(printed.starts_with("error: "), log == "text", "{printed}");
+                assert!(printed.contains("try '--help'"), "{printed}");
             }
         }
     }
@@ -56,12 +59,15 @@ fn keys_in_invalid_arguments_are_not_repeated() {
 #[test]
 fn keys_in_a_pipeline_are_not_printed_or_recorded() {
     let uri = format!("https://user:{SECRET}@host/pairs.csv");
-    let said = Job::new("id,a,b\n1,x,y\n").change("pairs.csv", &uri).error(2);
-    assert!(said.contains("pipeline.toml:") && said.contains("credentials") && !said.contains("user"), "{said}");
+    let message = Job::new("id,a,b\n1,x,y\n").change("pairs.csv", &uri).error(2);
+    assert!(
+        message.contains("pipeline.toml:") && message.contains("credentials") && !message.contains("user"),
+        "{message}"
+    );
     let sql = format!("SELECT id, predict('s3://AKIA:{SECRET}@bucket/m', a)['label'] AS a, b FROM pairs");
     let job = Job::new("id,a,b\n1,x,y\n").change("SELECT id, a, b FROM pairs", &sql);
-    let said = job.error(2);
-    assert!(said.contains("s3://…@bucket/m") && !said.contains("AKIA"), "{said}");
+    let message = job.error(2);
+    assert!(message.contains("s3://…@bucket/m") && !message.contains("AKIA"), "{message}");
     let runs = job.couplet(&["runs", "pipeline.toml", "--json"]).output().unwrap();
     assert!(!String::from_utf8(runs.stdout).unwrap().contains("AKIA"));
 }

@@ -29,7 +29,7 @@ fn score_of(variant: &Variant) -> (Problem, ScoreActivation) {
 fn the_score_uses_the_configured_activation() {
     use ScoreActivation::{Identity, Sigmoid};
     let nested = |class: &str| json!({ "activation_fn": class, "version": "5.1.0" });
-    let beside = |class: Value| json!({ "activation_fn": class, "prompts": {} }).to_string();
+    let settings = |class: Value| json!({ "activation_fn": class, "prompts": {} }).to_string();
     let cases = [
         (one_logit(), Sigmoid),
         (one_logit().with_config("problem_type", "single_label_classification".into()), Sigmoid),
@@ -53,10 +53,10 @@ fn the_score_uses_the_configured_activation() {
             Identity,
         ),
         // The file of sentence-transformers takes precedence.
-        (one_logit().with(SETTINGS, beside(IDENTITY.into())), Identity),
-        (one_logit().with(SETTINGS, beside(Value::Null)), Sigmoid),
+        (one_logit().with(SETTINGS, settings(IDENTITY.into())), Identity),
+        (one_logit().with(SETTINGS, settings(Value::Null)), Sigmoid),
         (
-            one_logit().with(SETTINGS, beside(SIGMOID.into())).with_config("sentence_transformers", nested(IDENTITY)),
+            one_logit().with(SETTINGS, settings(SIGMOID.into())).with_config("sentence_transformers", nested(IDENTITY)),
             Sigmoid,
         ),
     ];
@@ -79,10 +79,10 @@ fn unknown_activations_are_reported_with_file_and_value() {
     insta::assert_snapshot!(with(json!(7)), @r#"MODEL/config.json: key `sentence_transformers.activation_fn`: expected "torch.nn.modules.linear.Identity" or "torch.nn.modules.activation.Sigmoid", found 7"#);
     let old = one_logit().with_config("sbert_ce_default_activation_function", "mine.Activation".into());
     insta::assert_snapshot!(old.error(), @r#"MODEL/config.json: key `sbert_ce_default_activation_function`: expected "torch.nn.modules.linear.Identity" or "torch.nn.modules.activation.Sigmoid", found "mine.Activation""#);
-    let beside = one_logit().with(SETTINGS, json!({ "activation_fn": "mine.Activation" }).to_string());
-    insta::assert_snapshot!(beside.error(), @r#"MODEL/config_sentence_transformers.json: key `activation_fn`: expected "torch.nn.modules.linear.Identity" or "torch.nn.modules.activation.Sigmoid", found "mine.Activation""#);
-    let said = stderr_of(couplet().args(["predict", "a", "b", "--model"]).arg(beside.folder()), 2);
-    assert!(said.contains("mine.Activation"), "{said}");
+    let unknown = one_logit().with(SETTINGS, json!({ "activation_fn": "mine.Activation" }).to_string());
+    insta::assert_snapshot!(unknown.error(), @r#"MODEL/config_sentence_transformers.json: key `activation_fn`: expected "torch.nn.modules.linear.Identity" or "torch.nn.modules.activation.Sigmoid", found "mine.Activation""#);
+    let message = stderr_of(couplet().args(["predict", "a", "b", "--model"]).arg(unknown.folder()), 2);
+    assert!(message.contains("mine.Activation"), "{message}");
     // With more than one logit, the outputs are always probabilities.
     let labels =
         Variant::of("tiny-bert").with_config("sentence_transformers", json!({ "activation_fn": "mine.Activation" }));

@@ -46,10 +46,10 @@ fn run_on_a_disk(test: &str, job: &Job, folder: &Path, kibibytes: usize) -> Opti
     output.ok()
 }
 
-fn said(job: &Job, output: &Output) -> String {
-    let said = job.without_paths(&String::from_utf8_lossy(&output.stderr));
+fn messages_of(job: &Job, output: &Output) -> String {
+    let message = job.without_paths(&String::from_utf8_lossy(&output.stderr));
     // Drops progress lines, which appear in long runs only.
-    said.lines().filter(|line| !line.contains(" INFO ")).collect::<Vec<_>>().join("\n")
+    message.lines().filter(|line| !line.contains(" INFO ")).collect::<Vec<_>>().join("\n")
 }
 
 #[test]
@@ -59,7 +59,7 @@ fn a_sink_on_a_full_disk_keeps_the_old_output() {
     let before = rows_of(&job.output());
     std::fs::write(job.path("pairs.csv"), pairs(6000)).unwrap();
     let Some(output) = run_on_a_disk("a_sink_on_a_full_disk", &job, &job.path("out"), 96) else { return };
-    let message = said(&job, &output);
+    let message = messages_of(&job, &output);
     assert_eq!(output.status.code(), Some(1), "{message}");
     insta::assert_snapshot!(message);
     assert_eq!(rows_of(&job.path("after/scores.parquet")), before);
@@ -79,7 +79,7 @@ fn a_full_store_disk_fails_the_run_and_keeps_the_old_output() {
     let before = rows_of(&job.output());
     std::fs::write(job.path("pairs.csv"), pairs(6000)).unwrap();
     let Some(output) = run_on_a_disk("a_store_on_a_full_disk", &job, &job.path("store"), 160) else { return };
-    let message = said(&job, &output);
+    let message = messages_of(&job, &output);
     assert_eq!(output.status.code(), Some(1), "{message}");
     assert!(
         message.contains("store/scores") && message.contains("disk is full") && !message.contains("panicked"),
@@ -97,7 +97,7 @@ fn a_full_spill_disk_fails_the_run_and_keeps_the_old_output() {
     let before = rows_of(&job.output());
     std::fs::write(job.path("pairs.csv"), pairs(6000)).unwrap();
     let Some(output) = run_on_a_disk("a_spill_folder_on_a_full_disk", &job, &job.path("spill"), 64) else { return };
-    let message = said(&job, &output);
+    let message = messages_of(&job, &output);
     assert_eq!(output.status.code(), Some(1), "{message}");
     insta::assert_snapshot!(message);
     assert_eq!(rows_of(&job.output()), before);

@@ -312,8 +312,8 @@ fn binary_metrics_use_the_positive_label_of_glue() {
             .change("label FROM pairs", label)
             .change(&format!("{:?}", quickstart_model()), &format!("{:?}", variant.folder()))
             .change("resamples", &format!("{task}resamples"));
-        let said = stdout_of(&mut stages.couplet(&["run", "p.toml"]));
-        assert!(said.contains(&format!("525 rows; intervals of 95 %; positive is {positive:?}")), "{said}");
+        let message = stdout_of(&mut stages.couplet(&["run", "p.toml"]));
+        assert!(message.contains(&format!("525 rows; intervals of 95 %; positive is {positive:?}")), "{message}");
         let evaluation = stages.json("evaluation/evaluation.json");
         assert_eq!(evaluation["positive"], positive);
         for metric in ["f1", "precision", "recall"] {
@@ -350,14 +350,14 @@ fn unscorable_rows_are_counted_and_left_out() {
     let sentence =
         "CASE WHEN category = 'news' THEN NULL WHEN category = 'numbers' THEN ' ' ELSE sentence1 END AS sentence1";
     let stages = Stages::evaluation().change("SELECT id, sentence1", &format!("SELECT id, {sentence}"));
-    let said = stdout_of(&mut stages.couplet(&["run", "p.toml"]));
+    let message = stdout_of(&mut stages.couplet(&["run", "p.toml"]));
     let measured = stages.json("evaluation/evaluation.json");
     let of = |reason: &str| measured["rejected"][reason].as_u64().unwrap();
     let (null, empty) = (of("NULL text"), of("empty text"));
     assert!(null > 0 && empty > 0);
     assert_eq!(measured["rows"].as_u64(), Some(525 - null - empty));
     for (rows, reason) in [(null, "NULL text"), (empty, "empty text")] {
-        assert!(said.contains(&format!("{rows} rows not measured: {reason}")), "{said}");
+        assert!(message.contains(&format!("{rows} rows not measured: {reason}")), "{message}");
     }
     let slices = measured["slices"]["category"].as_array().unwrap();
     let others: Vec<_> = slices.iter().map(|slice| slice["value"].as_str().unwrap()).collect();
@@ -405,12 +405,12 @@ fn impossible_evaluations_are_refused() {
     for (from, to, expected) in [
         ("id = \"id\"", "id = \"ids\"", "has no column `ids` (did you mean `id`?)"),
         ("[\"category\"]", "[\"categories\"]", "has no column `categories` (did you mean `category`?)"),
-        ("FROM pairs", "FROM pairs WHERE id = 'none'", "the query of [evaluate] gives no rows to measure on"),
+        ("FROM pairs", "FROM pairs WHERE id = 'none'", "the query of [evaluate] returns no rows"),
         ("label FROM pairs", "upper(label) AS label FROM pairs", "did you mean \"not_paraphrase\"?"),
         (
             "label FROM pairs",
             "label, 1 AS score FROM pairs",
-            "column `score` of the query of [evaluate] is one that mistakes.parquet gets",
+            "column `score` of the query of [evaluate] is a column that couplet adds to mistakes.parquet",
         ),
         ("resamples", "task = \"stsb\"\nresamples", "task stsb is a regression"),
         (
@@ -445,7 +445,7 @@ fn a_missing_model_is_explained_by_its_rejected_candidate() {
     let stages = Stages::all().change("calibrate =", "promote_if = \"accuracy > 0.999\"\ncalibrate =");
     let problem = stderr_of(&mut stages.couplet(&["run", "p.toml"]), 1);
     for expected in [
-        "there is no model models/task yet: the one that was trained was refused, as accuracy > 0.999 does not hold (0.",
+        "there is no model models/task yet: promote_if rejected the trained one, as accuracy > 0.999 does not hold (0.",
         "Lower promote_if or train better and run again",
         "it is in models/task.candidate",
         "not promoted, as accuracy > 0.999 does not hold (0.",

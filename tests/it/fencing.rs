@@ -49,7 +49,11 @@ impl Site<'_> {
         let mut child = run.spawn().unwrap();
         let began = Instant::now();
         while state_of(&child) != Some('T') {
-            assert!(child.try_wait().unwrap().is_none(), "the run ended: {}", said(&child.wait_with_output().unwrap()));
+            assert!(
+                child.try_wait().unwrap().is_none(),
+                "the run ended: {}",
+                stderr_text(&child.wait_with_output().unwrap())
+            );
             assert!(began.elapsed() < Duration::from_secs(120), "the run does not reach its commit");
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -58,7 +62,7 @@ impl Site<'_> {
 
     fn run(&self, arguments: &[&str]) -> Value {
         let output = self.command(&[&["run", "--json"][..], arguments].concat()).output().unwrap();
-        assert!(output.status.success(), "{}", said(&output));
+        assert!(output.status.success(), "{}", stderr_text(&output));
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
@@ -67,7 +71,7 @@ impl Site<'_> {
         let sql = "SELECT count(*) AS rows, count(DISTINCT id) AS ids FROM predictions";
         let query = ["query", "--pipeline", "pipeline.toml", "--format", "json", sql];
         let output = self.command(&query).output().unwrap();
-        assert!(output.status.success(), "{}", said(&output));
+        assert!(output.status.success(), "{}", stderr_text(&output));
         let rows: Value = serde_json::from_slice(&output.stdout).unwrap();
         ["rows", "ids"].map(|name| rows[0][name].as_u64().unwrap())
     }
@@ -85,7 +89,7 @@ fn continue_stopped(child: Child) -> Output {
     child.wait_with_output().unwrap()
 }
 
-fn said(output: &Output) -> String {
+fn stderr_text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
@@ -109,8 +113,8 @@ fn continue_after_a_newer_night(
     let expected = if appends { [66, 36] } else { [36, 36] };
     assert_eq!(site.published(), expected, "{name}");
     let ended = continue_stopped(stopped);
-    assert_eq!(ended.status.code(), Some(1), "{name}: {}", said(&ended));
-    assert_eq!(site.published(), expected, "{name}: {}", said(&ended));
+    assert_eq!(ended.status.code(), Some(1), "{name}: {}", stderr_text(&ended));
+    assert_eq!(site.published(), expected, "{name}: {}", stderr_text(&ended));
     // The next night is unaffected.
     put(39);
     site.run(&["pipeline.toml"]);
@@ -124,8 +128,8 @@ fn continue_after_the_same_night(name: &str, site: &Site, put: impl Fn(usize), l
     lose();
     site.run(&["pipeline.toml"]);
     let ended = continue_stopped(stopped);
-    assert_eq!(ended.status.code(), Some(1), "{name}: {}", said(&ended));
-    assert_eq!(site.published(), [30, 30], "{name}: {}", said(&ended));
+    assert_eq!(ended.status.code(), Some(1), "{name}: {}", stderr_text(&ended));
+    assert_eq!(site.published(), [30, 30], "{name}: {}", stderr_text(&ended));
     site.run(&["pipeline.toml"]);
     assert_eq!(site.published(), [30, 30], "{name}");
 }
@@ -218,7 +222,7 @@ fn pipelines_that_create_a_table_at_once_commit_once() {
             .into_iter()
             .map(|child| {
                 let output = child.wait_with_output().unwrap();
-                assert!(output.status.success(), "{mode}: {}", said(&output));
+                assert!(output.status.success(), "{mode}: {}", stderr_text(&output));
                 let report: Value = serde_json::from_slice(&output.stdout).unwrap();
                 report["output"]["version"].as_u64().unwrap()
             })
@@ -236,7 +240,7 @@ fn check_rejected_rows(name: &str, site: &Site, appends: bool, put: impl Fn(&str
         let query = ["query", "--pipeline", "pipeline.toml", "--format", "csv", &sql];
         let output = site.command(&query).output().unwrap();
         if !output.status.success() {
-            assert!(said(&output).contains("there is no table"), "{name}: {}", said(&output));
+            assert!(stderr_text(&output).contains("there is no table"), "{name}: {}", stderr_text(&output));
             return None;
         }
         let text = String::from_utf8(output.stdout).unwrap();
@@ -244,7 +248,7 @@ fn check_rejected_rows(name: &str, site: &Site, appends: bool, put: impl Fn(&str
     };
     let crash = |point: &str| {
         let output = site.command(&["run", "pipeline.toml"]).env("COUPLET_CRASH", point).output().unwrap();
-        assert_eq!(output.status.code(), None, "{name} {point}: {}", said(&output));
+        assert_eq!(output.status.code(), None, "{name} {point}: {}", stderr_text(&output));
     };
     let (only_rejected, both) = ("publish.after:1", "publish.after:2");
     put(&(pairs(0, 30) + "30,,x\n31,,x\n"));
@@ -296,7 +300,7 @@ fn a_vacuum_of_rejected_rows_does_not_fail_the_next_run() {
     site.run(&["pipeline.toml"]);
     write(&job.path("pairs.csv"), pairs(0, 3) + "30,,x\n31,,x\n");
     let killed = site.command(&["run", "pipeline.toml"]).env("COUPLET_CRASH", "publish.after:1").output().unwrap();
-    assert_eq!(killed.status.code(), None, "{}", said(&killed));
+    assert_eq!(killed.status.code(), None, "{}", stderr_text(&killed));
     // Simulates VACUUM: removes the files that the newest version does not reference.
     let table = job.path("out/delta_rejected");
     let mut vacuumed = 0;
@@ -312,11 +316,15 @@ fn a_vacuum_of_rejected_rows_does_not_fail_the_next_run() {
     assert!(vacuumed > 0, "the row of the first night was not rewritten");
     write(&job.path("pairs.csv"), pairs(0, 3) + "30,,x\n32,,x\n");
     let output = site.command(&["run", "pipeline.toml"]).output().unwrap();
-    assert!(output.status.success() && said(&output).contains("a VACUUM has removed files"), "{}", said(&output));
+    assert!(
+        output.status.success() && stderr_text(&output).contains("a VACUUM has removed files"),
+        "{}",
+        stderr_text(&output)
+    );
     let sql = "SELECT CAST(id AS INT) AS id FROM rejected ORDER BY 1";
     let query = ["query", "--pipeline", "pipeline.toml", "--format", "csv", sql];
     let ids = site.command(&query).output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&ids.stdout), "id\n30\n31\n32\n", "{}", said(&ids));
+    assert_eq!(String::from_utf8_lossy(&ids.stdout), "id\n30\n31\n32\n", "{}", stderr_text(&ids));
 }
 
 #[test]
@@ -344,7 +352,7 @@ fn runs_of_two_stores_append_a_run_key_once() {
         let ended = continue_stopped(stopped);
         // The second run finds its key in the table, or that its folder was taken.
         let code = if name.starts_with("delta") { 0 } else { 1 };
-        assert_eq!(ended.status.code(), Some(code), "{name}: {}", said(&ended));
+        assert_eq!(ended.status.code(), Some(code), "{name}: {}", stderr_text(&ended));
         assert_eq!(site.published(), [30, 30], "{name}");
         assert_eq!(site.run(&["pipeline.toml"])["already_appended"], true, "{name}");
         assert_eq!(stdout_of(&mut job.couplet(&["runs", "pipeline.toml"])).lines().count(), 3);

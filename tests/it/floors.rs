@@ -1,5 +1,5 @@
-//! The floors of the house: each crate depends only on crates below it, each module imports only modules below it, and
-//! the files of a module form no large circle.
+//! The layers of the code: each crate depends only on crates below it, each module imports only modules below it, and
+//! the files of a module form no large import cycle.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use crate::support::root;
 
-/// The crates, from the ground up, each with its modules in the same order. A crate may depend on those before it, and a
+/// The crates, lowest layer first, each with its modules in the same order. A crate may depend on those before it, and a
 /// module may import those before it. Modules that are joined by `|` count as one.
-const FLOORS: &[(&str, &str)] = &[
+const LAYERS: &[(&str, &str)] = &[
     ("crates/couplet-storage", "words backtrace crash escape redact trouble files place objects lock hub lib"),
     ("crates/couplet-encoder", "ops model scorer lib"),
     (
@@ -31,10 +31,10 @@ const FLOORS: &[(&str, &str)] = &[
     ),
 ];
 
-/// The most files of a module that may import each other in a circle.
-const LARGEST_CIRCLE: usize = 10;
+/// The maximum number of files of a module in an import cycle.
+const MAX_CYCLE: usize = 10;
 
-/// Every Rust file below a folder.
+/// Collects all Rust files below a folder.
 fn files(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -53,7 +53,7 @@ fn code_of(path: &Path) -> String {
     lines.map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
 }
 
-/// The paths that a file names after `crate::`, a part per name: `crate::{a, b::c}` gives `a` and `b::c`.
+/// The paths that follow `crate::` in a file, one per name: `crate::{a, b::c}` gives `a` and `b::c`.
 fn crate_paths(code: &str) -> Vec<String> {
     let mut paths = Vec::new();
     for (at, _) in code.match_indices("crate::") {
@@ -82,7 +82,7 @@ fn expand<'c>(prefix: &str, code: &'c str, paths: &mut Vec<String>) -> &'c str {
     while !rest.is_empty() && !rest.starts_with('}') {
         rest = expand(prefix, rest, paths).trim_start();
         rest = rest.strip_prefix('*').unwrap_or(rest).trim_start();
-        // A name in a group may have another one here.
+        // A name in a group may have an alias.
         if let Some(alias) = rest.strip_prefix("as ") {
             rest = alias.trim_start_matches(|c: char| c.is_alphanumeric() || c == '_').trim_start();
         }
@@ -119,10 +119,10 @@ fn source_files(folder: &str) -> Vec<(PathBuf, String)> {
 #[test]
 fn no_crate_depends_on_one_above_it() {
     let name = |folder: &str| folder.rsplit('/').next().unwrap().replace('.', "couplet");
-    let mut above: Vec<String> = FLOORS.iter().map(|(folder, _)| name(folder)).collect();
-    for (folder, _) in FLOORS {
+    let mut above: Vec<String> = LAYERS.iter().map(|(folder, _)| name(folder)).collect();
+    for (folder, _) in LAYERS {
         let manifest = fs::read_to_string(root().join(folder).join("Cargo.toml")).unwrap();
-        // A dependency of any kind is a line that begins with its name.
+        // Each kind of dependency has a line that begins with its name.
         let named = manifest.lines().filter_map(|line| line.split([' ', '.', '=']).next());
         for dependency in named {
             assert!(
@@ -133,19 +133,19 @@ fn no_crate_depends_on_one_above_it() {
         above.remove(0);
     }
     let crates = fs::read_dir(root().join("crates")).unwrap().count();
-    assert_eq!(crates + 1, FLOORS.len(), "a folder of crates/ is on no floor of tests/it/floors.rs");
+    assert_eq!(crates + 1, LAYERS.len(), "a folder of crates/ is missing from LAYERS in tests/it/floors.rs");
 }
 
 #[test]
 fn no_module_imports_one_above_it() {
     let mut wrong = Vec::new();
-    for (folder, modules) in FLOORS {
+    for (folder, modules) in LAYERS {
         let order: Vec<Vec<&str>> = modules.split_whitespace().map(|unit| unit.split('|').collect()).collect();
         let place = |module: &str| order.iter().position(|unit| unit.contains(&module));
         for (path, module) in source_files(folder) {
             let top = module.split("::").next().unwrap();
             let Some(own) = place(top) else {
-                wrong.push(format!("`{top}` of {folder} is on no floor of tests/it/floors.rs"));
+                wrong.push(format!("`{top}` of {folder} is missing from LAYERS in tests/it/floors.rs"));
                 continue;
             };
             for path in crate_paths(&code_of(&path)) {
@@ -160,8 +160,8 @@ fn no_module_imports_one_above_it() {
 }
 
 #[test]
-fn files_of_a_module_form_small_circles() {
-    for (folder, _) in FLOORS {
+fn files_of_a_module_form_small_cycles() {
+    for (folder, _) in LAYERS {
         let files = source_files(folder);
         let modules: BTreeSet<String> = files.iter().map(|(_, module)| module.clone()).collect();
         let arrows: BTreeMap<String, BTreeSet<String>> =
@@ -180,18 +180,17 @@ fn files_of_a_module_form_small_circles() {
         let reached: BTreeMap<&String, BTreeSet<String>> =
             modules.iter().map(|module| (module, reachable(module))).collect();
         for (module, others) in &reached {
-            let circle: Vec<_> = others.iter().filter(|other| reached[other].contains(*module)).collect();
-            assert!(circle.len() <= LARGEST_CIRCLE, "{} files import each other: {circle:?}", circle.len());
+            let cycle: Vec<_> = others.iter().filter(|other| reached[other].contains(*module)).collect();
+            assert!(cycle.len() <= MAX_CYCLE, "{} files import each other: {cycle:?}", cycle.len());
         }
     }
 }
 
-/// The modules that a file names with `crate::` or `super::`. Its own submodules, which it names without either, are left
-/// out.
+/// The modules that a file imports with `crate::` or `super::`. Its submodules, named without either, are not included.
 fn arrows_of(path: &Path, module: &str, modules: &BTreeSet<String>) -> BTreeSet<String> {
     let code = code_of(path);
     let mut named = crate_paths(&code);
-    // `super::` and its repetitions are relative to the file's module.
+    // One or more `super::` are relative to the file's module.
     for (at, _) in code.match_indices("super::") {
         let mut above: Vec<&str> = module.split("::").collect();
         above.pop();
@@ -205,7 +204,7 @@ fn arrows_of(path: &Path, module: &str, modules: &BTreeSet<String>) -> BTreeSet<
         }
         expand(&above.join("::"), rest, &mut named);
     }
-    // The longest prefix that is a module is the file.
+    // The longest prefix that names a module identifies the file.
     let of_path = |path: &String| {
         let mut parts: Vec<&str> = path.split("::").collect();
         while !parts.is_empty() {
@@ -227,7 +226,7 @@ fn the_encoder_depends_on_no_database_and_no_command_line() {
     for package in lock.split("[[package]]").skip(1) {
         let name = package.split('"').nth(1).unwrap();
         let listed = package.split_once("dependencies = [").map_or("", |(_, listed)| listed);
-        // A dependency is `name`, or `name version` where there are several.
+        // A dependency is `name`, or `name version` if there are several versions.
         let names = listed.split('"').skip(1).step_by(2).map(|dependency| dependency.split(' ').next().unwrap());
         dependencies.entry(name).or_default().extend(names);
     }
@@ -251,7 +250,7 @@ fn the_feature_of_clusters_is_named_in_one_place() {
         let code = code_of(path);
         code.contains("feature = \"cluster\"") || code.contains("feature = \"ballista\"")
     };
-    let files = FLOORS.iter().flat_map(|(folder, _)| source_files(folder)).filter(named);
+    let files = LAYERS.iter().flat_map(|(folder, _)| source_files(folder)).filter(named);
     let files: Vec<PathBuf> = files.map(|(path, _)| path).collect();
     assert_eq!(files, [source("crates/couplet-cluster").join("lib.rs")]);
 }

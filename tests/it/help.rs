@@ -126,15 +126,15 @@ fn bash_completes_with_the_generated_script() {
     let Ok(output) = Command::new("bash").args(["--norc", "-c", &test]).output() else {
         return crate::support::skip("bash_completes_with_the_generated_script", "there is no bash");
     };
-    let said = String::from_utf8(output.stdout).unwrap();
-    assert_eq!(said, "predict\n--pipeline\n", "{}", String::from_utf8_lossy(&output.stderr));
+    let message = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(message, "predict\n--pipeline\n", "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]
 fn every_command_has_a_manual_page() {
     let folder = tempfile::tempdir().unwrap();
-    let said = stdout_of(couplet().arg("man").arg(folder.path().join("man1")));
-    let pages: Vec<_> = said.lines().map(std::path::PathBuf::from).collect();
+    let message = stdout_of(couplet().arg("man").arg(folder.path().join("man1")));
+    let pages: Vec<_> = message.lines().map(std::path::PathBuf::from).collect();
     let names: Vec<_> = pages.iter().map(|page| page.file_name().unwrap().to_str().unwrap().to_owned()).collect();
     for (name, ..) in commands() {
         assert!(names.contains(&format!("{}.1", name.replace(' ', "-"))), "{name}: {names:?}");
@@ -160,10 +160,13 @@ fn a_manual_page_is_found_by_the_words_of_its_command() {
     }
     let folder = tempfile::tempdir().unwrap();
     for (words, near) in [(vec!["stor", "gc"], "store gc"), (vec!["reprot"], "report")] {
-        let said = stderr_of(couplet().current_dir(folder.path()).arg("man").args(&words), 2);
-        let asked = words.join(" ");
-        assert!(said.starts_with(&format!("error: man {asked}: no command and no folder has this name")), "{said}");
-        assert!(said.contains(&format!("did you mean `couplet man {near}`?")), "{said}");
+        let message = stderr_of(couplet().current_dir(folder.path()).arg("man").args(&words), 2);
+        let name = words.join(" ");
+        assert!(
+            message.starts_with(&format!("error: man {name}: no command and no folder has this name")),
+            "{message}"
+        );
+        assert!(message.contains(&format!("did you mean `couplet man {near}`?")), "{message}");
         assert_eq!(folder.path().read_dir().unwrap().count(), 0, "a command that is not there makes no folder");
     }
     std::fs::create_dir(folder.path().join("there")).unwrap();

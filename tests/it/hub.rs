@@ -113,8 +113,8 @@ fn a_model_is_downloaded_once_and_scores_like_its_folder() {
 
     // A branch may have moved and is requested; a commit cannot, and offline nothing is requested.
     assert_eq!(json(&mut setup.predict(URI)), expected);
-    let asked = setup.server.take_log();
-    assert_eq!(asked.len(), 1, "{asked:?}");
+    let requests = setup.server.take_log();
+    assert_eq!(requests.len(), 1, "{requests:?}");
     assert_eq!(json(&mut setup.predict(&format!("{URI}@{commit}"))), expected);
     assert_eq!(json(setup.predict(URI).env("HF_HUB_OFFLINE", "1")), expected);
     assert_eq!(setup.server.take_log(), []);
@@ -153,7 +153,7 @@ fn a_broken_download_resumes() {
     assert_eq!(json(&mut setup.predict(URI)), of_folder(&golden("tiny-distilbert")));
     let log = setup.server.take_log();
     let from: Vec<Option<usize>> =
-        log.iter().filter(|asked| asked.path.starts_with("/cdn/")).map(|asked| asked.from).collect();
+        log.iter().filter(|request| request.path.starts_with("/cdn/")).map(|request| request.from).collect();
     assert_eq!(from, [None, Some(size / 3), Some(size / 3 * 2)]);
 }
 
@@ -170,7 +170,7 @@ fn unfinished_downloads_of_other_processes_are_resumed_if_valid() {
         write(&setup.repository().join(format!("blobs/{}.incomplete", sha256(&weights))), &left);
         assert_eq!(json(&mut setup.predict(URI)), of_folder(&golden("tiny-distilbert")));
         let log = setup.server.take_log();
-        let first = log.iter().find(|asked| asked.path.starts_with("/cdn/")).unwrap();
+        let first = log.iter().find(|request| request.path.starts_with("/cdn/")).unwrap();
         assert_eq!(first.from, Some(5000));
     }
 }
@@ -229,8 +229,8 @@ fn a_token_opens_private_models_and_goes_to_no_other_host() {
     insta::assert_snapshot!(setup.problem(setup.predict(URI).env("HF_TOKEN", "hf_wrong"), 2), @r"error: model hf://org/tiny: HUB does not accept the token (status 401: Invalid credentials in Authorization header); check HF_TOKEN or the file that `hf auth login` writes");
     setup.server.take_log();
     assert!(setup.predict(URI).env("HF_TOKEN", TOKEN).output().unwrap().status.success());
-    for asked in setup.server.take_log() {
-        assert_eq!(asked.authorized, !asked.path.starts_with("/cdn/"), "{asked:?}");
+    for request in setup.server.take_log() {
+        assert_eq!(request.authorized, !request.path.starts_with("/cdn/"), "{request:?}");
     }
     let (setup, _) = Setup::new();
     setup.server.set_access(REPOSITORY, Access::Private);
@@ -281,8 +281,11 @@ fn a_failing_hub_is_retried_and_then_the_cache_is_used() {
     setup.server.fail("/api/models/org/tiny", 503, 9);
     let output = setup.predict(URI).output().unwrap();
     assert_eq!(serde_json::from_slice::<Value>(&output.stdout).unwrap(), expected);
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("WARN") && said.contains(&format!("using commit {commit} from the cache")), "{said}");
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        message.contains("WARN") && message.contains(&format!("using commit {commit} from the cache")),
+        "{message}"
+    );
 }
 
 #[test]

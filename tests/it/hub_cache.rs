@@ -56,18 +56,18 @@ fn an_incomplete_snapshot_is_not_used_offline() {
         json(&mut setup.predict(&pinned));
         std::fs::remove_file(setup.repository().join("snapshots").join(&commit).join(file)).unwrap();
         let problem = setup.problem(&mut offline(&setup, &pinned), 2);
-        let said = match file {
+        let message = match file {
             "tokenizer_config.json" => "is not complete: a download ended before tokenizer_config.json",
             "tokenizer.json" => "has no tokenizer.json or vocab.txt",
             "model.safetensors" => "has no model.safetensors or pytorch_model.bin",
             file => &format!("has no {file}"),
         };
-        assert!(problem.contains(said) && problem.contains("HF_HUB_OFFLINE is set; run once without"), "{problem}");
+        assert!(problem.contains(message) && problem.contains("HF_HUB_OFFLINE is set; run once without"), "{problem}");
         // Online the snapshot becomes complete, although the commit existed.
         assert_eq!(json(&mut setup.predict(&pinned)), expected);
         assert_eq!(json(&mut offline(&setup, &pinned)), expected);
         // Its blob was still in the cache.
-        assert_eq!(setup.server.take_files().iter().filter(|asked| *asked == file).count(), 1, "{file}");
+        assert_eq!(setup.server.take_files().iter().filter(|name| *name == file).count(), 1, "{file}");
     }
 }
 
@@ -90,11 +90,11 @@ fn downloads_of_other_programs_are_used_offline() {
     json(&mut setup.predict(URI));
     std::fs::remove_dir_all(setup.repository().join(".no_exist")).unwrap();
     let output = offline(&setup, URI).output().unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
+    let message = String::from_utf8(output.stderr).unwrap();
     assert_eq!(serde_json::from_slice::<Value>(&output.stdout).unwrap(), of_folder(&golden("tiny-distilbert")));
-    let asked = "did not request vocab.txt, special_tokens_map.json, added_tokens.json, \
+    let note = "did not request vocab.txt, special_tokens_map.json, added_tokens.json, \
                  config_sentence_transformers.json, calibration.json and model.safetensors.index.json";
-    assert!(said.contains(asked), "{said}");
+    assert!(message.contains(note), "{message}");
     // A commit of unknown completeness is requested again, or used as it is while the hub is unreachable.
     setup.server.take_log();
     json(setup.predict(&format!("{URI}@{commit}")).env("HF_ENDPOINT", "http://127.0.0.1:9"));
@@ -132,8 +132,8 @@ fn two_uses_of_a_branch_resolve_to_one_commit() {
     );
     let rows = json(&mut setup.couplet(&["query", "--format", "json", "--table", &pairs, &sql]));
     assert_eq!(rows[0]["n"], 525);
-    let asked = setup.server.take_log();
-    assert_eq!(asked.iter().filter(|asked| asked.path.starts_with("/api/")).count(), 1, "{asked:?}");
+    let log = setup.server.take_log();
+    assert_eq!(log.iter().filter(|request| request.path.starts_with("/api/")).count(), 1, "{log:?}");
     // The next process uses the branch's new commit.
     assert_eq!(json(&mut setup.predict(URI)), of_folder(&golden("tiny-bert")));
     assert_eq!(std::fs::read_to_string(setup.repository().join("refs/main")).unwrap(), second);

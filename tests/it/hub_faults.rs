@@ -15,15 +15,15 @@ fn a_token_is_not_sent_to_the_host_of_a_redirect() {
         setup.server.set_access(REPOSITORY, access);
         let output = setup.predict(URI).env("HF_TOKEN", TOKEN).output().unwrap();
         let log = setup.server.take_log();
-        assert!(log.iter().any(|asked| asked.path.starts_with("/cdn/")), "{log:?}");
-        for asked in log.iter().filter(|asked| asked.path.starts_with("/cdn/")) {
-            assert!(!asked.authorized, "{asked:?}");
+        assert!(log.iter().any(|request| request.path.starts_with("/cdn/")), "{log:?}");
+        for request in log.iter().filter(|request| request.path.starts_with("/cdn/")) {
+            assert!(!request.authorized, "{request:?}");
         }
         // If the redirect itself is refused without a token, only the other host could name the content.
         assert_eq!(output.status.success(), access == Access::Everybody);
         if access == Access::Gated {
-            let said = String::from_utf8(output.stderr).unwrap();
-            assert!(said.contains("neither in its list nor to requests without a token"), "{said}");
+            let message = String::from_utf8(output.stderr).unwrap();
+            assert!(message.contains("neither in its list nor to requests without a token"), "{message}");
         }
     }
 }
@@ -33,12 +33,12 @@ fn the_environment_controls_whether_a_token_is_sent() {
     let (setup, _) = Setup::new();
     write(&setup.home.path().join("token"), TOKEN);
     json(setup.predict(URI).env("HF_TOKEN", TOKEN).env("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1"));
-    assert!(setup.server.take_log().iter().all(|asked| !asked.authorized));
-    let elsewhere = setup.home.path().join("elsewhere");
-    write(&elsewhere, format!("{TOKEN}\r\n"));
+    assert!(setup.server.take_log().iter().all(|request| !request.authorized));
+    let token_file = setup.home.path().join("elsewhere");
+    write(&token_file, format!("{TOKEN}\r\n"));
     std::fs::remove_file(setup.home.path().join("token")).unwrap();
     json(setup.predict(URI).env("TOKENS", setup.home.path()).env("HF_TOKEN_PATH", "$TOKENS/elsewhere"));
-    assert!(setup.server.take_log().iter().all(|asked| asked.authorized));
+    assert!(setup.server.take_log().iter().all(|request| request.authorized));
 }
 
 #[test]
@@ -80,7 +80,8 @@ fn a_wrong_byte_range_is_not_used() {
         write(&unfinished, &weights[..5000]);
         assert_eq!(json(&mut setup.predict(URI)), of_folder(&golden("tiny-distilbert")), "{ranges:?}");
         let log = setup.server.take_log();
-        let from: Vec<_> = log.iter().filter(|asked| asked.path.starts_with("/cdn/")).map(|asked| asked.from).collect();
+        let from: Vec<_> =
+            log.iter().filter(|request| request.path.starts_with("/cdn/")).map(|request| request.from).collect();
         // The server has sent the whole file.
         let expected: &[_] = if ranges == Ranges::Ignored { &[Some(5000)] } else { &[Some(5000), None] };
         assert_eq!(from, expected, "{ranges:?}");
@@ -116,16 +117,17 @@ fn a_full_disk_keeps_the_partial_download() {
         Ok(output) if mounted.exists() => output,
         _ => return skip("a_full_disk_keeps_the_partial_download", "no disk can be mounted here"),
     };
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{said}");
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{message}");
     let place = format!("downloading model.safetensors to {}/hub: No space left", home.display());
-    assert!(said.contains(&place) && said.contains("set HF_HOME or HF_HUB_CACHE to another place"), "{said}");
+    assert!(message.contains(&place) && message.contains("set HF_HOME or HF_HUB_CACHE to another place"), "{message}");
     // With enough space, the download resumes.
     setup.server.take_log();
     let after = setup.home.path().join("small.after");
     assert_eq!(json(setup.predict(URI).env("HF_HOME", after)), of_folder(&golden("tiny-distilbert")));
     let log = setup.server.take_log();
-    let from: Vec<_> = log.iter().filter(|asked| asked.path.starts_with("/cdn/")).map(|asked| asked.from).collect();
+    let from: Vec<_> =
+        log.iter().filter(|request| request.path.starts_with("/cdn/")).map(|request| request.from).collect();
     assert!(matches!(from[..], [Some(1..)]), "{from:?}");
 }
 

@@ -43,7 +43,7 @@ pub const TOKEN: &str = "hf_a-secret-of-the-tests";
 
 /// A request: method, path, first byte, and whether it had the token.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Asked {
+pub struct Request {
     pub method: String,
     pub path: String,
     pub from: Option<usize>,
@@ -75,7 +75,7 @@ struct State {
     ranges: Ranges,
     without_hashes: bool,
     pause: Duration,
-    log: Vec<Asked>,
+    log: Vec<Request>,
 }
 
 /// A running hub; accepts no more connections once dropped.
@@ -189,14 +189,14 @@ impl HubServer {
     }
 
     /// Returns the requests since the last call.
-    pub fn take_log(&self) -> Vec<Asked> {
+    pub fn take_log(&self) -> Vec<Request> {
         std::mem::take(&mut self.state.lock().unwrap().log)
     }
 
     /// Returns the names of files requested since the last call, in order.
     pub fn take_files(&self) -> Vec<String> {
         let log = self.take_log();
-        let files = log.iter().filter_map(|asked| asked.path.split_once("/resolve/"));
+        let files = log.iter().filter_map(|request| request.path.split_once("/resolve/"));
         files.map(|(_, rest)| rest.split_once('/').unwrap().1.to_owned()).collect()
     }
 }
@@ -279,7 +279,7 @@ fn serve(mut client: TcpStream, port: u16, state: &Mutex<State>) -> io::Result<(
     let (reply, cut, hangs_up, pause) = {
         let mut state = state.lock().unwrap();
         let authorized = token.as_deref() == Some(TOKEN);
-        state.log.push(Asked { method: method.clone(), path: path.clone(), from, authorized });
+        state.log.push(Request { method: method.clone(), path: path.clone(), from, authorized });
         let failure = state.failures.iter_mut().find(|(part, _, times, _)| path.contains(part.as_str()) && *times > 0);
         let failure = failure.map(|(_, status, times, wait)| {
             *times -= 1;

@@ -23,16 +23,16 @@ fn run(folder: &Path) -> Value {
 fn from(folder: &Path, arguments: &[&str]) -> (String, Value) {
     let model = golden("tiny-distilbert");
     let mut command = at(folder, &["init", "--from"]);
-    let said = stdout_of(command.args(arguments).args(["job", "--model"]).arg(model));
-    (said, run(&folder.join("job")))
+    let message = stdout_of(command.args(arguments).args(["job", "--model"]).arg(model));
+    (message, run(&folder.join("job")))
 }
 
 #[test]
 fn a_new_project_runs_unchanged() {
     let folder = tempfile::tempdir().unwrap();
-    let said = stdout_of(at(folder.path(), &["init", "my-job", "--model"]).arg(quickstart_model()));
+    let message = stdout_of(at(folder.path(), &["init", "my-job", "--model"]).arg(quickstart_model()));
     for expected in ["my-job/pipeline.toml", "my-job/pairs.csv", "my-job/.gitignore", "cd my-job", "couplet run"] {
-        assert!(said.contains(expected), "{said}");
+        assert!(message.contains(expected), "{message}");
     }
     let job = folder.path().join("my-job");
     let report = run(&job);
@@ -60,13 +60,13 @@ fn nothing_is_overwritten() {
     let folder = tempfile::tempdir().unwrap();
     write(&folder.path().join("job/notes.txt"), "mine");
     let model = golden("tiny-distilbert");
-    let said = stderr_of(at(folder.path(), &["init", "job", "--model"]).arg(&model), 2);
-    assert!(said.contains("not empty"), "{said}");
+    let message = stderr_of(at(folder.path(), &["init", "job", "--model"]).arg(&model), 2);
+    assert!(message.contains("not empty"), "{message}");
     assert_eq!(folder.path().join("job").read_dir().unwrap().count(), 1);
-    let said = stderr_of(&mut at(folder.path(), &["init", "other", "--model", "no-model"]), 2);
+    let message = stderr_of(&mut at(folder.path(), &["init", "other", "--model", "no-model"]), 2);
     assert!(
-        said.contains("--model no-model: no-model does not exist") && !folder.path().join("other").exists(),
-        "{said}"
+        message.contains("--model no-model: no-model does not exist") && !folder.path().join("other").exists(),
+        "{message}"
     );
 }
 
@@ -74,11 +74,11 @@ fn nothing_is_overwritten() {
 fn columns_of_a_parquet_file_of_pairs_are_detected() {
     let folder = tempfile::tempdir().unwrap();
     let pairs = quickstart_pairs();
-    let (said, report) = from(folder.path(), &[pairs.to_str().unwrap()]);
-    assert!(said.contains("525 rows"), "{said}");
-    assert!(said.contains("id     `id`: by its name, and no two of the 525 rows share it"), "{said}");
-    assert!(said.contains("text   `sentence1`, `sentence2`: a pair by their names"), "{said}");
-    assert!(said.contains("label  `label`: by its name; 2 different values"), "{said}");
+    let (message, report) = from(folder.path(), &[pairs.to_str().unwrap()]);
+    assert!(message.contains("525 rows"), "{message}");
+    assert!(message.contains("id     `id`: by its name; unique in all 525 rows"), "{message}");
+    assert!(message.contains("text   `sentence1`, `sentence2`: a pair by their names"), "{message}");
+    assert!(message.contains("label  `label`: by its name; 2 different values"), "{message}");
     assert_eq!((&report["rows"]["read"], &report["rows"]["rejected"]), (&525.into(), &0.into()));
     let first = &rows_of(&folder.path().join("job/out/predictions.parquet"))[0];
     assert!(first["category"].is_string() && first["label"].is_string(), "other columns come along: {first}");
@@ -97,10 +97,10 @@ fn a_tsv_file_with_unusual_names_and_quotes_is_detected() {
         );
     }
     write(&folder.path().join("pairs.txt"), text);
-    let (said, report) = from(folder.path(), &["pairs.txt"]);
-    assert!(said.contains("`#1 ID`, `#2 ID`: by their names: alone they repeat"), "{said}");
-    assert!(said.contains("`#1 String`, `#2 String`"), "{said}");
-    assert!(said.contains("`Quality`: by its name"), "{said}");
+    let (message, report) = from(folder.path(), &["pairs.txt"]);
+    assert!(message.contains("`#1 ID`, `#2 ID`: by their names; only together unique"), "{message}");
+    assert!(message.contains("`#1 String`, `#2 String`"), "{message}");
+    assert!(message.contains("`Quality`: by its name"), "{message}");
     let toml = std::fs::read_to_string(folder.path().join("job/pipeline.toml")).unwrap();
     assert!(toml.contains("data = { uri = \"../pairs.txt\", format = \"tsv\", quote = false }"), "{toml}");
     assert_eq!((&report["rows"]["read"], &report["rows"]["scored"]), (&60.into(), &60.into()));
@@ -115,17 +115,17 @@ fn a_file_without_header_and_ids_gets_row_numbers() {
     }
     write(&folder.path().join("data/a.csv"), &text);
     write(&folder.path().join("data/b.csv"), &text);
-    let (said, report) = from(folder.path(), &["data/a.csv"]);
-    assert!(said.contains("id     none: no column that looks like an id is unique"), "{said}");
-    assert!(said.contains("label  `column_3`: the only other column with few different values"), "{said}");
+    let (message, report) = from(folder.path(), &["data/a.csv"]);
+    assert!(message.contains("id     none: no column that looks like an id is unique"), "{message}");
+    assert!(message.contains("label  `column_3`: the only other column with few different values"), "{message}");
     assert_eq!(report["rows"]["read"], 80);
     assert_eq!(rows_of(&folder.path().join("job/out/predictions.parquet"))[79]["id"], 80);
 
-    let said = stdout_of(
+    let message = stdout_of(
         at(folder.path(), &["init", "--from", "data", "whole", "--text", "column_1", "--label", "column_3", "--model"])
             .arg(golden("tiny-distilbert")),
     );
-    assert!(said.contains("text   `column_1`: as asked for"), "{said}");
+    assert!(message.contains("text   `column_1`: as requested"), "{message}");
     let toml = std::fs::read_to_string(folder.path().join("whole/pipeline.toml")).unwrap();
     assert!(toml.contains("format = \"csv\"") && toml.contains("task = \"regression\""), "{toml}");
 }
@@ -135,16 +135,16 @@ fn the_delimiter_is_detected() {
     let folder = tempfile::tempdir().unwrap();
     let rows: String = (0..40).map(|row| format!("{row};It is good, {row} times.\n")).collect();
     write(&folder.path().join("reviews.csv"), format!("id;review\n{rows}"));
-    let (said, report) = from(folder.path(), &["reviews.csv"]);
-    assert!(said.contains("40 rows, 2 columns") && said.contains("text   `review`"), "{said}");
+    let (message, report) = from(folder.path(), &["reviews.csv"]);
+    assert!(message.contains("40 rows, 2 columns") && message.contains("text   `review`"), "{message}");
     assert_eq!(report["rows"]["scored"], 40);
     write(&folder.path().join("none.csv"), "id,review\n");
     let model = golden("tiny-distilbert");
-    let said = stderr_of(at(folder.path(), &["init", "--from", "none.csv", "none", "--model"]).arg(&model), 2);
-    assert!(said.contains("the data has no rows"), "{said}");
+    let message = stderr_of(at(folder.path(), &["init", "--from", "none.csv", "none", "--model"]).arg(&model), 2);
+    assert!(message.contains("the data has no rows"), "{message}");
     write(&folder.path().join("pairs.html"), "<p>");
-    let said = stderr_of(at(folder.path(), &["init", "--from", "pairs.html", "none", "--model"]).arg(&model), 2);
-    assert!(said.contains("name the format with --format csv"), "{said}");
+    let message = stderr_of(at(folder.path(), &["init", "--from", "pairs.html", "none", "--model"]).arg(&model), 2);
+    assert!(message.contains("name the format with --format csv"), "{message}");
 }
 
 #[test]
@@ -161,21 +161,21 @@ fn guesses_can_be_overridden_and_wrong_overrides_are_errors() {
     let model = golden("tiny-distilbert");
     let wrong = |arguments: &[&str]| {
         let mut command = at(folder.path(), &["init", "--from", "reviews.jsonl", "wrong", "--model"]);
-        let said = stderr_of(command.arg(&model).args(arguments), 2);
+        let message = stderr_of(command.arg(&model).args(arguments), 2);
         assert!(!folder.path().join("wrong").exists());
-        said
+        message
     };
     assert!(wrong(&["--text", "reviw"]).contains("did you mean `review`?"));
     assert!(wrong(&["--id", "stars"]).contains("another row has too"));
-    let (said, report) = from(folder.path(), &["reviews.jsonl", "--id", "order"]);
-    assert!(said.contains("id     `order`: as asked for") && said.contains("label  `stars`"), "{said}");
-    assert!(said.contains("text   `review`"), "{said}");
+    let (message, report) = from(folder.path(), &["reviews.jsonl", "--id", "order"]);
+    assert!(message.contains("id     `order`: as requested") && message.contains("label  `stars`"), "{message}");
+    assert!(message.contains("text   `review`"), "{message}");
     assert_eq!(report["rows"]["scored"], 40);
     let toml = std::fs::read_to_string(folder.path().join("job/pipeline.toml")).unwrap();
     assert!(toml.contains("model AS source_model") && toml.contains("\"order\""), "{toml}");
     let none = ["init", "--from", "reviews.jsonl", "none", "--no-label", "--model"];
-    let said = stdout_of(at(folder.path(), &none).arg(&model));
-    assert!(said.contains("label  none: as asked for"), "{said}");
+    let message = stdout_of(at(folder.path(), &none).arg(&model));
+    assert!(message.contains("label  none: as requested"), "{message}");
     let toml = std::fs::read_to_string(folder.path().join("none/pipeline.toml")).unwrap();
     assert!(toml.lines().any(|line| line.starts_with("# label = \"…\"")), "{toml}");
 }
@@ -198,8 +198,8 @@ fn names_and_paths_with_any_characters_are_quoted() {
     }
     let data = format!("{odd}/pairs.jsonl");
     write(&folder.path().join(&data), lines);
-    let (said, report) = from(folder.path(), &[&data]);
-    assert_eq!((&report["rows"]["scored"], &report["rows"]["rejected"]), (&40.into(), &0.into()), "{said}");
+    let (message, report) = from(folder.path(), &[&data]);
+    assert_eq!((&report["rows"]["scored"], &report["rows"]["rejected"]), (&40.into(), &0.into()), "{message}");
     let toml = std::fs::read_to_string(folder.path().join("job/pipeline.toml")).unwrap();
     assert!(toml.chars().all(|char| char == '\n' || !char.is_control()), "{toml:?}");
     let rows = rows_of(&folder.path().join("job/out/predictions.parquet"));
@@ -251,8 +251,8 @@ fn non_text_columns_are_cast_and_formats_are_detected() {
     let table = format!("t={}", folder.path().join("job/out/predictions.parquet").display());
     stdout_of(at(folder.path(), &["query", "-t", &table, sql, "-o"]).arg(&output));
     let mut command = at(folder.path(), &["init", "--from", "scored.parquet", "again", "--model"]);
-    let said = stdout_of(command.arg(golden("tiny-distilbert")));
-    assert!(said.contains("text   `sentence1`") && said.contains("label  none"), "{said}");
+    let message = stdout_of(command.arg(golden("tiny-distilbert")));
+    assert!(message.contains("text   `sentence1`") && message.contains("label  none"), "{message}");
     let mut quiet = at(folder.path(), &["-q", "init", "--from", "scored.parquet", "quiet", "--model"]);
     assert_eq!(stdout_of(quiet.arg(golden("tiny-distilbert"))), "");
 }
@@ -281,8 +281,11 @@ fn dictionary_and_binary_columns_are_detected_as_text_and_id() {
         let data = format!("{file}.parquet");
         stdout_of(&mut at(folder.path(), &["query", &sql, "-o", &data]));
         let mut init = at(folder.path(), &["init", "--from", &data, file, "--model"]);
-        let said = stdout_of(init.arg(golden("tiny-distilbert")));
-        assert!(said.contains("id     `id`: by its name") && said.contains("text   `text`: by its name"), "{said}");
+        let message = stdout_of(init.arg(golden("tiny-distilbert")));
+        assert!(
+            message.contains("id     `id`: by its name") && message.contains("text   `text`: by its name"),
+            "{message}"
+        );
         assert_eq!(run(&folder.path().join(file))["rows"]["scored"], 40);
     }
 }
@@ -293,8 +296,8 @@ fn empty_label_columns_are_ignored_and_null_labels_excluded() {
     let rows: String =
         (0..40).map(|row| format!("{row},Here is text {row},{},\n", ["yes", "no", ""][row % 3])).collect();
     write(&folder.path().join("some.csv"), format!("id,text,gold,label\n{rows}"));
-    let (said, report) = from(folder.path(), &["some.csv"]);
-    assert!(said.contains("label  `gold`: by its name; 2 different values"), "{said}");
+    let (message, report) = from(folder.path(), &["some.csv"]);
+    assert!(message.contains("label  `gold`: by its name; 2 different values"), "{message}");
     assert_eq!(report["rows"]["scored"], 40);
     let toml = std::fs::read_to_string(folder.path().join("job/pipeline.toml")).unwrap();
     assert!(toml.contains("\n# FROM data\n# WHERE gold IS NOT NULL\n"), "{toml}");
@@ -305,28 +308,28 @@ fn a_comma_in_a_name_hides_no_other_delimiter() {
     let folder = tempfile::tempdir().unwrap();
     let rows: String = (0..40).map(|row| format!("{row};It is good, {row} times;{}\n", row % 2)).collect();
     write(&folder.path().join("reviews.csv"), format!("id;text, as it was;label\n{rows}").replace("good, ", "good "));
-    let (said, report) = from(folder.path(), &["reviews.csv"]);
-    assert!(said.contains("40 rows, 3 columns") && said.contains("text   `text, as it was`"), "{said}");
+    let (message, report) = from(folder.path(), &["reviews.csv"]);
+    assert!(message.contains("40 rows, 3 columns") && message.contains("text   `text, as it was`"), "{message}");
     assert_eq!(report["rows"]["scored"], 40);
     // A semicolon in a name is not the delimiter if commas are.
     let rows: String = (0..40).map(|row| format!("{row},\"It is good, {row} times\"\n")).collect();
     write(&folder.path().join("commas.csv"), format!("id,text;note\n{rows}"));
     let mut init = at(folder.path(), &["init", "--from", "commas.csv", "commas", "--model"]);
-    let said = stdout_of(init.arg(golden("tiny-distilbert")));
-    assert!(said.contains("40 rows, 2 columns") && said.contains("text   `text;note`"), "{said}");
+    let message = stdout_of(init.arg(golden("tiny-distilbert")));
+    assert!(message.contains("40 rows, 2 columns") && message.contains("text   `text;note`"), "{message}");
 }
 
 #[test]
 fn duplicate_and_missing_options_are_errors() {
     let folder = tempfile::tempdir().unwrap();
     write(&folder.path().join("pairs.csv"), "id,a,b\n1,A man walks.,A man is walking.\n");
-    let said = |arguments: &[&str]| {
+    let message = |arguments: &[&str]| {
         let mut init = at(folder.path(), &["init", "job", "--model"]);
-        let said = stderr_of(init.arg(golden("tiny-distilbert")).args(arguments), 2);
+        let message = stderr_of(init.arg(golden("tiny-distilbert")).args(arguments), 2);
         assert!(!folder.path().join("job").exists());
-        said
+        message
     };
-    insta::assert_snapshot!(said(&["--from", "pairs.csv", "--id", "id,id"]), @"error: --id id,id: `id` is there twice");
-    insta::assert_snapshot!(said(&["--from", "pairs.csv", "--text", "a,a"]), @"error: --text a,a: `a` is there twice");
-    insta::assert_snapshot!(said(&["--from", ""]), @"error: --from names no data; name a file, a folder or a glob");
+    insta::assert_snapshot!(message(&["--from", "pairs.csv", "--id", "id,id"]), @"error: --id id,id: `id` is given twice");
+    insta::assert_snapshot!(message(&["--from", "pairs.csv", "--text", "a,a"]), @"error: --text a,a: `a` is given twice");
+    insta::assert_snapshot!(message(&["--from", ""]), @"error: --from names no data; name a file, a folder or a glob");
 }

@@ -77,7 +77,7 @@ fn check_signal(signal: &str, job: Job) -> (Job, String) {
 }
 
 /// The next run, on fewer rows: scored texts are not scored again, and no files of the previous run are left.
-fn goes_on(job: &Job) {
+fn assert_next_run_resumes(job: &Job) {
     let pairs = std::fs::read_to_string(job.path("pairs.csv")).unwrap();
     let some: Vec<&str> = pairs.lines().take(101).collect();
     write(&job.path("pairs.csv"), some.join("\n"));
@@ -93,18 +93,18 @@ fn ctrl_c_stops_a_run_soon_and_keeps_the_old_output() {
     let job = Job::new("");
     write(&job.output(), "as before");
     let (job, message) = check_signal("-INT", job);
-    insta::assert_snapshot!(message, @"error: interrupted after scoring N of 20,000 texts; what was scored is kept in state, and out/scores.parquet is as it was before. Run the same command again to go on");
+    insta::assert_snapshot!(message, @"error: interrupted after scoring N of 20,000 texts; the new scores are cached in state, and out/scores.parquet is unchanged. Run the same command again to resume");
     assert_eq!(std::fs::read(job.output()).unwrap(), b"as before");
     assert_eq!(job.output_files(), ["scores.parquet"]);
-    goes_on(&job);
+    assert_next_run_resumes(&job);
 }
 
 #[test]
 fn sigterm_stops_a_first_run_and_leaves_only_cached_scores() {
     let (job, message) = check_signal("-TERM", Job::new(""));
-    insta::assert_snapshot!(message, @"error: interrupted after scoring N of 20,000 texts; what was scored is kept in state, and out/scores.parquet is as it was before. Run the same command again to go on");
+    insta::assert_snapshot!(message, @"error: interrupted after scoring N of 20,000 texts; the new scores are cached in state, and out/scores.parquet is unchanged. Run the same command again to resume");
     assert!(job.output_files().is_empty(), "{:?}", job.output_files());
-    goes_on(&job);
+    assert_next_run_resumes(&job);
 }
 
 #[test]
@@ -119,5 +119,5 @@ fn a_killed_run_leaves_no_readable_table_and_the_next_cleans_up() {
     // After a line about the cleanup.
     let message = message.lines().last().unwrap();
     insta::assert_snapshot!(message, @"error: SQL: there is no table `predictions`: run the pipeline first, or name a result with --table predictions=URI (tables: pairs)");
-    goes_on(&job);
+    assert_next_run_resumes(&job);
 }

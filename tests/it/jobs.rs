@@ -315,8 +315,8 @@ fn a_training_state_left_after_publishing_is_removed() {
     // Simulates a kill between the two: recreates the training state of the same job, and stops.
     let published = folder.path().join("published");
     fs::rename(&job.output, &published).unwrap();
-    let asked = AtomicUsize::new(0);
-    let stopped = run_watched(&job, |_| (), || asked.fetch_add(1, Ordering::Relaxed) > 6);
+    let polls = AtomicUsize::new(0);
+    let stopped = run_watched(&job, |_| (), || polls.fetch_add(1, Ordering::Relaxed) > 6);
     assert!(matches!(stopped, Ok(Outcome::Interrupted { .. })));
     fs::rename(&published, &job.output).unwrap();
     assert!(state.exists() && is_done(&job));
@@ -410,14 +410,14 @@ fn rows_on_both_sides_of_the_split_are_counted() {
     job.kind.validation[7].text = text_pair.unwrap();
     job.kind.validation[7].text_pair = Some(text);
     assert_eq!(job.shared(), 2);
-    let mut said = Vec::new();
+    let mut message = Vec::new();
     let note = |event: &Event| {
         if event.is_warning() {
-            said.push(event.to_string());
+            message.push(event.to_string());
         }
     };
     let Outcome::Finished(report) = run_watched(&job, note, || false).unwrap() else { panic!("interrupted") };
     assert_eq!(report.json["rows"]["validation_in_training"], 2);
-    assert_eq!(said.len(), 1);
-    assert!(said[0].starts_with("2 of 16 held-out rows have texts that are also training texts"), "{said:?}");
+    assert_eq!(message.len(), 1);
+    assert!(message[0].starts_with("2 of 16 held-out rows have texts that are also training texts"), "{message:?}");
 }

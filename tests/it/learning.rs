@@ -98,9 +98,9 @@ window = 8
     /// The error of a run, which the plan must report too.
     fn refusal(&self) -> String {
         let planned = stderr_of(&mut self.command("plan", &[]), 2);
-        let said = stderr_of(&mut self.couplet(&[]), 2);
-        assert_eq!(said.lines().last(), planned.lines().last());
-        said
+        let message = stderr_of(&mut self.couplet(&[]), 2);
+        assert_eq!(message.lines().last(), planned.lines().last());
+        message
     }
 
     /// Reads `training.json` of the model.
@@ -208,8 +208,7 @@ fn nulls_are_counted_over_all_batches() {
     let no_id =
         |n: usize| if n.is_multiple_of(10) { (String::new(), format!("text {n}"), "0".into()) } else { usual(n) };
     let problem = Learning::on_rows(forty_rows(no_id), "validation = 0.3\nid = \"id\"").refusal();
-    let expected = "column `id` of [finetune] is NULL in 4 of 40 rows; it must name each row, as rows are held out by it: \
-                    filter them out in the query, or name another column";
+    let expected = "column `id` of [finetune] is NULL in 4 of 40 rows; each row needs an id, by which rows are held out: filter them out in the query, or name another column";
     assert!(problem.contains(expected), "{problem}");
 }
 
@@ -250,8 +249,8 @@ fn texts_on_both_sides_of_the_split_give_a_warning() {
         notes.iter().any(|note| note.as_str().unwrap().starts_with(&format!("[finetune]: {expected}"))),
         "{notes:?}"
     );
-    let said = stderr_of(&mut job.couplet(&["-q"]), 0);
-    assert!(said.contains("WARN") && said.contains(&expected), "{said}");
+    let message = stderr_of(&mut job.couplet(&["-q"]), 0);
+    assert!(message.contains("WARN") && message.contains(&expected), "{message}");
     let training: Value =
         serde_json::from_slice(&std::fs::read(job.0.path().join("model/training.json")).unwrap()).unwrap();
     assert_eq!(training["rows"]["validation_in_training"], shared);
@@ -271,12 +270,12 @@ fn labels_without_held_out_rows_give_a_warning() {
     let plan: Value = serde_json::from_str(&stdout_of(&mut job.command("plan", &["--json"]))).unwrap();
     let notes = plan["notes"].as_array().unwrap();
     assert!(notes.iter().any(|note| note.as_str().unwrap().contains(expected)), "{notes:?}");
-    let said = stderr_of(&mut job.couplet(&["-q"]), 0);
-    assert!(said.contains("WARN") && said.contains(expected), "{said}");
+    let message = stderr_of(&mut job.couplet(&["-q"]), 0);
+    assert!(message.contains("WARN") && message.contains(expected), "{message}");
     assert_eq!(job.training()["unmeasured_labels"], serde_json::json!(["2"]));
     let all = Learning::on_rows(forty_rows(row), "validation = \"SELECT id, text, label FROM gold\"");
-    let said = stderr_of(&mut all.couplet(&["-q"]), 0);
-    assert!(!said.contains("no held-out row has"), "{said}");
+    let message = stderr_of(&mut all.couplet(&["-q"]), 0);
+    assert!(!message.contains("no held-out row has"), "{message}");
 }
 
 #[test]
@@ -285,8 +284,11 @@ fn a_temperature_at_its_bound_gives_a_warning() {
     // One row is right or wrong, so no temperature is the best.
     let validation = "validation = \"SELECT id, text, label FROM gold WHERE id = 1\"\ncalibrate = true";
     let job = Learning::on_rows(forty_rows(row), validation);
-    let said = stderr_of(&mut job.couplet(&["-q"]), 0);
-    assert!(said.contains("WARN") && said.contains("the temperature ") && said.contains(" allowed, as "), "{said}");
+    let message = stderr_of(&mut job.couplet(&["-q"]), 0);
+    assert!(
+        message.contains("WARN") && message.contains("the temperature ") && message.contains(" allowed, as "),
+        "{message}"
+    );
     let bound = job.training()["calibration"]["temperature_bound"].as_str().unwrap().to_owned();
     let card = stdout_of(couplet().current_dir(job.0.path()).args(["model", "show", "model"]));
     assert!(card.contains(&format!("(not reliable: at its bound, {bound})")), "{card}");
@@ -296,12 +298,12 @@ fn a_temperature_at_its_bound_gives_a_warning() {
 fn pretraining_reports_skipped_rows_and_missing_measurements() {
     let job =
         Learning::new().change("mask_probability = 0.3", "mask_probability = 0.02\nbatch_size = 1\nmeasure_at = 1e-12");
-    let said = stdout_of(&mut job.couplet(&["--only", "pretrain"]));
+    let message = stdout_of(&mut job.couplet(&["--only", "pretrain"]));
     for expected in [
-        " batches had no hidden word and were skipped; raise mask_probability or batch_size",
-        "held-out words, 0.000000000001 of them hidden: not defined before, not defined after",
+        " batches had no masked word and were skipped; raise mask_probability or batch_size",
+        "held-out words, 0.000000000001 of them masked: not defined before, not defined after",
     ] {
-        assert!(said.contains(expected), "{expected} is not in {said}");
+        assert!(message.contains(expected), "{expected} is not in {message}");
     }
     let job = Learning::new().change("mask_probability = 0.3", "mask_probability = 1e-12");
     let problem = stderr_of(&mut job.couplet(&["--only", "pretrain"]), 2);

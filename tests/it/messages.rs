@@ -8,7 +8,7 @@ use crate::tiny::{ARCHIVE, Variant};
 
 const PAIRS: &str = "id,a,b\n1,He sold it.,It was sold.\n2,,x\n";
 
-fn said(job: &Job, arguments: &[&str]) -> (String, String) {
+fn outputs_of(job: &Job, arguments: &[&str]) -> (String, String) {
     let output = job.run().arg("--fresh").args(arguments).output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     let (stdout, stderr) = (text(output.stdout), text(output.stderr));
@@ -19,14 +19,14 @@ fn said(job: &Job, arguments: &[&str]) -> (String, String) {
 #[test]
 fn quiet_prints_nothing_and_verbose_prints_more() {
     let job = Job::new(PAIRS);
-    let usual = said(&job, &[]);
+    let usual = outputs_of(&job, &[]);
     assert!(usual.0.starts_with("demo: done\n"), "{}", usual.0);
     for quiet in [&["-q"][..], &["--quiet"], &["-qq"]] {
-        assert_eq!(said(&job, quiet), (String::new(), String::new()));
+        assert_eq!(outputs_of(&job, quiet), (String::new(), String::new()));
     }
-    let verbose = said(&job, &["-v"]).1;
+    let verbose = outputs_of(&job, &["-v"]).1;
     assert!(verbose.contains("DEBUG"), "{verbose}");
-    let more = said(&job, &["-vvv"]).1;
+    let more = outputs_of(&job, &["-vvv"]).1;
     assert!(more.len() > verbose.len() && more.contains("datafusion"), "{more}");
     // The option is accepted before and after the command.
     assert_eq!(stdout_of(&mut job.couplet(&["-q", "run", "pipeline.toml"])), "");
@@ -46,7 +46,7 @@ fn rust_log_overrides_the_switches() {
 #[test]
 fn json_logs_have_one_document_per_line_and_include_errors() {
     let job = Job::new(PAIRS);
-    let (stdout, stderr) = said(&job, &["--log-format", "json", "-v"]);
+    let (stdout, stderr) = outputs_of(&job, &["--log-format", "json", "-v"]);
     assert!(stdout.starts_with("demo: done\n"));
     let lines: Vec<Value> = stderr.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert!(!lines.is_empty());
@@ -100,15 +100,15 @@ fn library_errors_have_no_backtrace() {
     let pickle = archive(&[("archive/data.pkl".into(), b"\x80\x02\xff.".into())]);
     let model = Variant::of("tiny-bert-bin").with(ARCHIVE, pickle);
     for arguments in [&["model", "show"][..], &["predict", "a", "b", "--model"]] {
-        let said = |backtrace: &str| {
+        let stderr_with = |backtrace: &str| {
             let mut command = couplet();
             command.args(arguments).arg(model.folder()).env("RUST_BACKTRACE", backtrace);
             stderr_of(&mut command, 2)
         };
-        let plain = said("0");
+        let plain = stderr_with("0");
         assert!(plain.contains("(unknown op-code 255)"), "{plain}");
-        assert_eq!(said("1"), plain);
-        assert_eq!(said("full"), plain);
+        assert_eq!(stderr_with("1"), plain);
+        assert_eq!(stderr_with("full"), plain);
     }
     let query = |backtrace: &str| {
         let mut command = couplet();

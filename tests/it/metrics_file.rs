@@ -105,8 +105,8 @@ fn training_and_evaluation_are_in_the_report_and_the_metrics() {
 fn a_rejected_model_gives_a_warning_and_a_metric() {
     let job = Job::over_quickstart_pairs().add(&finetune("accuracy > 0.999"));
     for again in ["", ", as before"] {
-        let said = stderr_of(&mut run(&job), 0);
-        assert!(said.contains("WARN") && said.contains(&format!("finetune: not promoted{again}")), "{said}");
+        let message = stderr_of(&mut run(&job), 0);
+        assert!(message.contains("WARN") && message.contains(&format!("finetune: not promoted{again}")), "{message}");
         assert_eq!((read(&job)["couplet_run_success"], read(&job)["couplet_run_promoted"]), (1.0, 0.0));
     }
 }
@@ -164,7 +164,7 @@ fn the_time_of_the_last_success_survives_failures() {
 fn metrics_that_cannot_be_written_do_not_fail_the_run() {
     let job = Job::new(PAIRS);
     write(&job.path("metrics"), "a file");
-    let said = stderr_of(&mut run(&job), 0);
-    assert!(said.contains("--metrics metrics/demo.prom: cannot write the file"), "{said}");
+    let message = stderr_of(&mut run(&job), 0);
+    assert!(message.contains("--metrics metrics/demo.prom: cannot write the file"), "{message}");
     assert!(job.output().exists());
 }

@@ -129,8 +129,8 @@ fn a_value_that_cannot_be_cast_fails_the_run() {
     let job = with_sql("SELECT id, a, b, CAST(a AS INT) AS c FROM pairs");
     insta::assert_snapshot!(job.error(1), @"error: pipeline.toml: the source query: Cast error: Cannot cast string '…' to value of Int32 type; the value is not shown, as it is one of a row: WHERE x IS NOT NULL AND TRY_CAST(x AS …) IS NULL finds it");
     let job = with_sql("SELECT id, a, b, CAST(a AS DECIMAL(5, 2)) AS c FROM pairs");
-    let said = job.error(1);
-    assert!(said.contains("the value is not shown") && !said.contains("'x'"), "{said}");
+    let message = job.error(1);
+    assert!(message.contains("the value is not shown") && !message.contains("'x'"), "{message}");
     assert!(job.output_files().is_empty());
 }
 
@@ -210,9 +210,9 @@ fn an_output_that_is_a_folder_fails_the_run() {
     let job = Job::new(PAIRS);
     std::fs::create_dir_all(job.output()).unwrap();
     for command in ["plan", "run"] {
-        let said = job.error_of(&mut job.couplet(&[command, "pipeline.toml"]), 2);
+        let message = job.error_of(&mut job.couplet(&[command, "pipeline.toml"]), 2);
         insta::allow_duplicates!(
-            insta::assert_snapshot!(said, @"error: pipeline.toml: sink.uri: out/scores.parquet is a folder, and one file is to be written there; name another place, or remove the folder")
+            insta::assert_snapshot!(message, @"error: pipeline.toml: sink.uri: out/scores.parquet is a folder, but a file is needed there; name another place, or remove the folder")
         );
     }
     assert_eq!(job.output_files(), ["scores.parquet"]);
@@ -227,10 +227,10 @@ fn unwritable_outputs_are_found_before_scoring() {
         ("uri = \"/proc/out\"\nformat = \"delta\"", "/proc/out"),
     ] {
         let job = Job::new(PAIRS).change("uri = \"out/scores.parquet\"", sink).add("[score]\nstore = \"state\"");
-        let expected = format!("pipeline.toml: sink.uri: {name} cannot be written: no file can be made in /proc (");
+        let expected = format!("pipeline.toml: sink.uri: {name} cannot be written: no file can be created in /proc (");
         for command in ["plan", "run"] {
-            let said = job.error_of(&mut job.couplet(&[command, "pipeline.toml"]), 2);
-            assert!(said.contains(&expected) && said.contains("; name another place"), "{said}");
+            let printed = job.error_of(&mut job.couplet(&[command, "pipeline.toml"]), 2);
+            assert!(printed.contains(&expected) && printed.contains("; name another place"), "{printed}");
         }
         let runs: Value =
             serde_json::from_str(&stdout_of(&mut job.couplet(&["runs", "pipeline.toml", "--json"]))).unwrap();
@@ -239,10 +239,10 @@ fn unwritable_outputs_are_found_before_scoring() {
 }
 
 /// The message of `plan` and `run`, which must be the same, with the same exit code.
-fn foreseen(job: &Job) -> String {
-    let said = job.error_of(&mut job.couplet(&["plan", "pipeline.toml"]), 2);
-    assert_eq!(job.error(2), said);
-    said
+fn predicted_error(job: &Job) -> String {
+    let message = job.error_of(&mut job.couplet(&["plan", "pipeline.toml"]), 2);
+    assert_eq!(job.error(2), message);
+    message
 }
 
 #[test]
@@ -254,15 +254,15 @@ fn a_plan_reports_the_places_that_a_run_refuses() {
     };
     for sink in ["uri = \"taken\"", "uri = \"taken\"\nformat = \"delta\""] {
         insta::allow_duplicates!(
-            insta::assert_snapshot!(foreseen(&with_sink(sink)), @"error: pipeline.toml: sink.uri: taken is a file, and a folder is to be there; name another place, or remove the file")
+            insta::assert_snapshot!(predicted_error(&with_sink(sink)), @"error: pipeline.toml: sink.uri: taken is a file, but a folder is needed there; name another place, or remove the file")
         );
     }
     let with = |lines: &str| with_sink("uri = \"out/scores.parquet\"").add(lines);
-    insta::assert_snapshot!(foreseen(&with("[run]\nspill = \"taken\"")), @"error: pipeline.toml: run.spill: taken is a file, and a folder is to be there; name another place, or remove the file");
-    insta::assert_snapshot!(foreseen(&with("[score]\nstore = \"taken\"")), @"error: pipeline.toml: score.store: taken is a file, and a folder is to be there; name another place, or remove the file");
+    insta::assert_snapshot!(predicted_error(&with("[run]\nspill = \"taken\"")), @"error: pipeline.toml: run.spill: taken is a file, but a folder is needed there; name another place, or remove the file");
+    insta::assert_snapshot!(predicted_error(&with("[score]\nstore = \"taken\"")), @"error: pipeline.toml: score.store: taken is a file, but a folder is needed there; name another place, or remove the file");
     let job = with("[score]\nerrors = \"quarantine\"");
     std::fs::create_dir_all(job.path("out/scores_rejected.parquet")).unwrap();
-    insta::assert_snapshot!(foreseen(&job), @"error: pipeline.toml: sink.uri: out/scores_rejected.parquet is a folder, and one file is to be written there; name another place, or remove the folder");
+    insta::assert_snapshot!(predicted_error(&job), @"error: pipeline.toml: sink.uri: out/scores_rejected.parquet is a folder, but a file is needed there; name another place, or remove the folder");
     let taken = std::fs::read_to_string(job.path("taken")).unwrap();
     assert_eq!(taken, "years of work");
 }
@@ -271,10 +271,10 @@ fn a_plan_reports_the_places_that_a_run_refuses() {
 #[test]
 fn an_invalid_spill_folder_is_named() {
     let job = Job::new(PAIRS);
-    let said = |arguments: &[&str]| job.error_of(job.couplet(arguments).env("TMPDIR", job.path("pairs.csv")), 2);
-    insta::assert_snapshot!(said(&["run", "pipeline.toml"]), @"error: pipeline.toml: run.spill (the system's TMPDIR, unless it is given): pairs.csv is a file, and a folder is to be there; name another place, or remove the file");
-    assert_eq!(said(&["plan", "pipeline.toml"]), said(&["run", "pipeline.toml"]));
-    insta::assert_snapshot!(said(&["query", "SELECT 1"]), @"error: run.spill (the system's TMPDIR, unless it is given): DIR/pairs.csv is a file, and a folder is to be there; name another place, or remove the file");
+    let message = |arguments: &[&str]| job.error_of(job.couplet(arguments).env("TMPDIR", job.path("pairs.csv")), 2);
+    insta::assert_snapshot!(message(&["run", "pipeline.toml"]), @"error: pipeline.toml: run.spill (the system's TMPDIR, unless it is given): pairs.csv is a file, but a folder is needed there; name another place, or remove the file");
+    assert_eq!(message(&["plan", "pipeline.toml"]), message(&["run", "pipeline.toml"]));
+    insta::assert_snapshot!(message(&["query", "SELECT 1"]), @"error: run.spill (the system's TMPDIR, unless it is given): DIR/pairs.csv is a file, but a folder is needed there; name another place, or remove the file");
 }
 
 /// The sink is used last but checked first: an unwritable sink is not found only after hours of training.
@@ -284,14 +284,14 @@ fn a_sink_is_checked_before_training() {
                  task = \"classification\"\nmodel = \"base\"\noutput = \"models/task\"";
     let job = Job::new(PAIRS).add(learn);
     std::fs::create_dir_all(job.output()).unwrap();
-    let said = foreseen(&job);
-    assert!(said.contains("sink.uri: out/scores.parquet is a folder"), "{said}");
+    let message = predicted_error(&job);
+    assert!(message.contains("sink.uri: out/scores.parquet is a folder"), "{message}");
     std::fs::remove_dir(job.output()).unwrap();
     write(&job.path("models/task/thesis.txt"), "years of work");
     write(&job.path("models/task.training"), "years of work");
-    insta::assert_snapshot!(foreseen(&job), @r"
+    insta::assert_snapshot!(predicted_error(&job), @r"
     error: pipeline.toml: finetune.output: models/task is there and is not the folder of a model, which would replace it; name a folder that is not there yet
-    error: pipeline.toml: finetune.output: models/task.training is a file, and a folder is to be there; name another place, or remove the file
+    error: pipeline.toml: finetune.output: models/task.training is a file, but a folder is needed there; name another place, or remove the file
     ");
 }
 
@@ -304,7 +304,7 @@ fn foreign_files_in_a_model_folder_are_found_before_training() {
         write(&job.path("models").join(name), "{}");
     }
     std::fs::create_dir(job.path("models/task.last/onnx")).unwrap();
-    insta::assert_snapshot!(foreseen(&job), @r"
+    insta::assert_snapshot!(predicted_error(&job), @r"
     error: pipeline.toml: finetune.output: models/task has `notes.txt`, which is no file of a model and would be lost; move it elsewhere, or name another folder
     error: pipeline.toml: finetune.output: models/task.training has `notes.txt`, which couplet did not write, and is where a training saves its state; move it elsewhere, or give the model another name
     error: pipeline.toml: finetune.output: models/task.last has `onnx`, which is no file of a model and would be lost; move it elsewhere, or name another folder
@@ -318,7 +318,7 @@ fn conflicting_places_are_found_in_any_spelling() {
     let job = Job::new(PAIRS).change(&format!("{:?}", crate::support::golden("tiny-distilbert")), "\"models/pairs\"");
     std::fs::create_dir_all(job.path("models/pairs")).unwrap();
     std::os::unix::fs::symlink(job.path("models"), job.path("linked")).unwrap();
-    let refused = |job: &Job| foreseen(job).lines().next().unwrap().trim().to_owned();
+    let refused = |job: &Job| predicted_error(job).lines().next().unwrap().trim().to_owned();
     let job = job.change("uri = \"out/scores.parquet\"", "uri = \"SINK\"");
     let with_sink = |job: Job, sink: &str| job.change("SINK", sink);
     let job = with_sink(job, "linked/pairs");
@@ -338,25 +338,28 @@ fn two_table_formats_do_not_share_a_folder() {
     let job = Job::new(PAIRS).change("uri = \"out/scores.parquet\"", "uri = \"out\"\nformat = \"delta\"");
     job.report();
     let job = job.change("\nformat = \"delta\"", "");
-    insta::assert_snapshot!(foreseen(&job), @r#"error: pipeline.toml: sink.uri: out is a Delta table, into which folders of runs would be put; add format = "delta", or name another folder"#);
+    insta::assert_snapshot!(predicted_error(&job), @r#"error: pipeline.toml: sink.uri: out is a Delta table, so it cannot have folders of runs; add format = "delta", or name another folder"#);
     let job = job.change("uri = \"out\"", "uri = \"runs\"");
     job.report();
     let job = job.change("uri = \"runs\"", "uri = \"runs\"\nformat = \"delta\"");
-    insta::assert_snapshot!(foreseen(&job), @r#"error: pipeline.toml: sink.uri: runs has folders of runs, among which format = "delta" would make a Delta table; remove that line, or name another folder"#);
+    insta::assert_snapshot!(predicted_error(&job), @r#"error: pipeline.toml: sink.uri: runs has folders of runs, so it cannot be a Delta table; remove format = "delta", or name another folder"#);
     assert!(!job.path("runs/_delta_log").exists());
 }
 
 #[test]
 fn a_parameter_in_the_sql_of_a_pipeline_is_refused() {
     insta::assert_snapshot!(refusal(&with_sql("SELECT id, a, b FROM pairs WHERE id = $first")), @"error: pipeline.toml: the source query: the parameter `$first` has no value, and the SQL of a pipeline takes none; write {first} instead, and give it with --var first=VALUE");
-    let said = refusal(&with_sql("SELECT id, a, b FROM pairs WHERE id = $1"));
-    assert!(said.contains("the parameter `$1` has no value") && said.contains("write {name} instead"), "{said}");
+    let message = refusal(&with_sql("SELECT id, a, b FROM pairs WHERE id = $1"));
+    assert!(
+        message.contains("the parameter `$1` has no value") && message.contains("write {name} instead"),
+        "{message}"
+    );
 }
 
 #[test]
 fn a_run_without_any_score_gives_a_warning() {
     let job = Job::new("id,a,b\n1,,y\n2,,y\n");
-    let said = crate::support::stderr_of(&mut job.run(), 0);
-    let expected = "none of the 2 rows could be scored (2 with NULL text): what is published has no prediction";
-    assert!(said.contains(expected), "{said}");
+    let message = crate::support::stderr_of(&mut job.run(), 0);
+    let expected = "none of the 2 rows could be scored (2 with NULL text), so the output has no predictions";
+    assert!(message.contains(expected), "{message}");
 }

@@ -34,8 +34,8 @@ fn says(name: &str, job: &Job, command: &mut Command, code: i32) {
     settings.set_snapshot_path("snapshots");
     settings.set_prepend_module_to_snapshot(false);
     settings.set_omit_expression(true);
-    let said = without_ports(&job.error_of(command, code));
-    settings.bind(|| insta::assert_snapshot!(format!("newcomers__{name}"), said));
+    let message = without_ports(&job.error_of(command, code));
+    settings.bind(|| insta::assert_snapshot!(format!("newcomers__{name}"), message));
     // No failed command leaves an output.
     assert!(!job.output().exists(), "{name}");
 }
@@ -105,8 +105,8 @@ fn files_of_the_wrong_kind_are_explained() {
 #[test]
 fn an_empty_source_is_reported() {
     let job = Job::new("id,a,b\n");
-    let said = stderr_of(&mut job.run(), 0);
-    assert!(said.contains("the source has no rows"), "{said}");
+    let message = stderr_of(&mut job.run(), 0);
+    assert!(message.contains("the source has no rows"), "{message}");
     assert_eq!(rows_of(&job.output()).len(), 0);
 }
 
@@ -132,8 +132,11 @@ fn a_damaged_base_model_exits_with_2() {
          validation = \"SELECT id, a, b, 'yes' AS label FROM pairs\"\ntext = [\"a\", \"b\"]\n\
          task = \"classification\"\nmodel = \"model\"\noutput = \"trained\"",
     );
-    let said = job.error(2);
-    assert!(said.contains("pipeline.toml: [finetune]: ") && said.contains("model/model.safetensors"), "{said}");
+    let message = job.error(2);
+    assert!(
+        message.contains("pipeline.toml: [finetune]: ") && message.contains("model/model.safetensors"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -228,7 +231,7 @@ fn a_bucket_without_read_or_write_access_is_explained() {
     for arguments in [&["plan"][..], &["runs"], &["report", "-o", "page.html"], &["store", "gc"]] {
         let mut command = job.couplet(arguments);
         forbidden(command.arg("pipeline.toml"));
-        let said = stderr_of(&mut command, 2);
-        assert!(said.contains("the server refuses access (403 Forbidden, AccessDenied"), "{arguments:?}: {said}");
+        let message = stderr_of(&mut command, 2);
+        assert!(message.contains("the server refuses access (403 Forbidden, AccessDenied"), "{arguments:?}: {message}");
     }
 }

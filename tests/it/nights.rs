@@ -125,13 +125,13 @@ fn gc_keeps_the_models_of_all_given_values_of_a_variable() {
         command.args(arguments).arg("--dry-run");
         command
     };
-    let said = stdout_of(&mut gc(&["--var", "which=a"]));
-    assert!(said.starts_with("200 scores of 1 model would be deleted; "), "{said}");
-    assert!(said.contains("note: pipeline.toml: [model] uri = \"models/{which}\" has {which}: only the scores of its models for which = a"), "{said}");
-    let said = stdout_of(&mut gc(&["--var", "which=a", "--var", "which=b"]));
-    assert_eq!(said, "0 scores of 0 models would be deleted; 0 files would be removed\n");
-    let said = stderr_of(&mut gc(&["--var", "which=a", "--var", "whcih=b"]), 2);
-    assert!(said.contains("--var whcih=…: no pipeline uses this variable"), "{said}");
+    let message = stdout_of(&mut gc(&["--var", "which=a"]));
+    assert!(message.starts_with("200 scores of 1 model would be deleted; "), "{message}");
+    assert!(message.contains("note: pipeline.toml: [model] uri = \"models/{which}\" has {which}: only the scores of its models for which = a"), "{message}");
+    let message = stdout_of(&mut gc(&["--var", "which=a", "--var", "which=b"]));
+    assert_eq!(message, "0 scores of 0 models would be deleted; 0 files would be removed\n");
+    let message = stderr_of(&mut gc(&["--var", "which=a", "--var", "whcih=b"]), 2);
+    assert!(message.contains("--var whcih=…: no pipeline uses this variable"), "{message}");
 }
 
 /// The crash points of a run, as [`crash`] names them.
@@ -229,9 +229,9 @@ fn rows_are_appended_once_per_run_key() {
         assert_eq!(job.report()["already_appended"], true);
         std::fs::remove_dir_all(job.path("state")).unwrap();
         let job = job.change("tiny-distilbert", "tiny-bert");
-        let said = stdout_of(&mut job.run());
+        let message = stdout_of(&mut job.run());
         let key = report["run_key"].as_str().unwrap();
-        assert!(said.contains(&format!("nothing: out/scores has the rows of run key {key} already")), "{said}");
+        assert!(message.contains(&format!("nothing: out/scores already has the rows of run key {key}")), "{message}");
         assert_eq!(published(&job).len(), 300);
 
         assert_eq!(report_of(&job, &["--again"])["run_key"], key);
@@ -275,15 +275,13 @@ fn a_run_key_is_refused_without_append_mode() {
             "--again" => &["--again"],
             _ => &["--run-key", " "],
         };
-        let said = stderr_of(job.run().args(arguments), 2);
+        let message = stderr_of(job.run().args(arguments), 2);
         let problem = match option {
-            "--run-key" => {
-                "--run-key: pipeline.toml: sink.mode is \"overwrite\", in which every run publishes its rows"
-            }
-            "--again" => "--again: pipeline.toml: sink.mode is \"merge\", in which every run publishes its rows",
+            "--run-key" => "--run-key: pipeline.toml: with sink.mode = \"overwrite\", every run publishes its rows",
+            "--again" => "--again: pipeline.toml: with sink.mode = \"merge\", every run publishes its rows",
             _ => "expected 1 to 200 bytes without control characters",
         };
-        assert!(said.contains(problem), "{said}");
+        assert!(message.contains(problem), "{message}");
     }
 }
 
@@ -332,8 +330,8 @@ fn gc_removes_leftovers_of_killed_runs_but_not_of_live_ones() {
     // A file of a run in progress is not yet referenced by any commit.
     let file = std::fs::File::options().write(true).open(job.path("state/lock.json")).unwrap();
     file.lock().unwrap();
-    let said = job.error_of(&mut job.couplet(&["store", "gc", "pipeline.toml"]), 1);
-    assert!(said.contains("is in use by another run"), "{said}");
+    let message = job.error_of(&mut job.couplet(&["store", "gc", "pipeline.toml"]), 1);
+    assert!(message.contains("is in use by another run"), "{message}");
 }
 
 /// The score files in the job's store, sorted by name.
@@ -575,14 +573,14 @@ fn a_delta_table_keeps_its_schema_and_misfits_fail_early() {
         assert!(rows.iter().any(|row| row["one"].is_null()), "{rows:?}");
     }
     let time = "SELECT id, a, b, CAST('12:00:00' AS TIME) AS t FROM pairs";
-    let said = delta(job(), "append").change(select, time).error(2);
-    assert!(said.contains("column `t` is Time64(ns), which no Delta table can hold; CAST it"), "{said}");
+    let message = delta(job(), "append").change(select, time).error(2);
+    assert!(message.contains("column `t` is Time64(ns), which no Delta table can hold; CAST it"), "{message}");
     // Two ids that differ only in nanoseconds would become one.
     let finer = "SELECT arrow_cast(id, 'Timestamp(Nanosecond, None)') AS id, a, b FROM pairs";
-    let said = delta(job(), "merge").change(select, finer).error(2);
+    let message = delta(job(), "merge").change(select, finer).error(2);
     assert!(
-        said.contains("merged by `id`, which is Timestamp(ns), and a Delta table stores it with less precision"),
-        "{said}"
+        message.contains("merged by `id`, which is Timestamp(ns), and a Delta table stores it with less precision"),
+        "{message}"
     );
     delta(job(), "append").change(select, finer).report();
 }

@@ -165,8 +165,11 @@ fn the_next_run_aborts_uploads_of_a_killed_one() {
         assert_eq!(notes(), begun - ended(), "{name}");
 
         let again = night.run(Some(&proxy.endpoint())).output().unwrap();
-        let said = String::from_utf8_lossy(&again.stderr);
-        assert!(again.status.success() && said.contains("unfinished upload of killed runs aborted"), "{name}: {said}");
+        let message = String::from_utf8_lossy(&again.stderr);
+        assert!(
+            again.status.success() && message.contains("unfinished upload of killed runs aborted"),
+            "{name}: {message}"
+        );
         assert!(proxy.requests(Kind::UploadAbort) > 0, "{name}");
         assert_eq!(proxy.requests(Kind::UploadStart), ended(), "{name}: every upload has ended");
         assert_eq!(notes(), 0, "{name}");
@@ -206,9 +209,9 @@ fn an_unwritable_sink_is_found_before_scoring() {
         night.put(&pairs(0, 30));
         let proxy = night.bucket.proxy(1);
         proxy.fail(Rule::new(Fault::Status(403)).on(&[Kind::Put, Kind::PutIf]).path("/out"));
-        let said = stderr_of(&mut night.run(Some(&proxy.endpoint())), 2);
+        let message = stderr_of(&mut night.run(Some(&proxy.endpoint())), 2);
         let expected = format!("cannot write s3://{}/out", night.bucket.name);
-        assert!(said.contains(&expected) && said.contains("writing is refused"), "{name}: {said}");
+        assert!(message.contains(&expected) && message.contains("writing is refused"), "{name}: {message}");
         assert!(!night.keys().iter().any(|key| key.contains("scores/model=")), "{name}: {:?}", night.keys());
     }
 }
@@ -225,9 +228,9 @@ const FAULTS: [(&str, Fault); 9] = [
     ("slow", Fault::SlowBody(Duration::from_millis(1))),
 ];
 
-fn assert_no_secret(said: &str) {
+fn assert_no_secret(printed: &str) {
     for secret in [ACCESS_KEY, SECRET_KEY, "Signature=", "Credential=", ECHO] {
-        assert!(!said.contains(secret), "{secret} is in {said}");
+        assert!(!printed.contains(secret), "{secret} is in {printed}");
     }
 }
 
@@ -267,14 +270,14 @@ fn secrets_in_server_responses_are_not_printed() {
                 .take(if after == 0 { 5 } else { 1 })
                 {
                     let output = at(arguments);
-                    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-                    assert_no_secret(&said);
+                    let message = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+                    assert_no_secret(&message);
                     let is_clear = output.status.success()
-                        || said.contains("the session has expired")
-                        || said.contains("the server no longer accepts the credentials")
-                        || said.contains("(400 Bad Request)")
-                        || said.contains("there is no table `predictions`");
-                    assert!(is_clear, "{name} {kinds:?} {path} {after} {arguments:?}: {said}");
+                        || message.contains("the session has expired")
+                        || message.contains("the server no longer accepts the credentials")
+                        || message.contains("(400 Bad Request)")
+                        || message.contains("there is no table `predictions`");
+                    assert!(is_clear, "{name} {kinds:?} {path} {after} {arguments:?}: {message}");
                     expired += usize::from(!output.status.success());
                 }
             }
@@ -300,8 +303,8 @@ fn an_expired_session_ends_a_run_with_exit_code_1() {
         let proxy = night.bucket.proxy(1);
         let kinds = [Kind::Get, Kind::List, Kind::Put, Kind::PutIf, Kind::Delete];
         proxy.fail(Rule::new(Fault::Status(400)).on(&kinds).after(after));
-        let said = stderr_of(&mut night.run(Some(&proxy.endpoint())), code);
-        assert!(said.contains(words), "{said}");
+        let message = stderr_of(&mut night.run(Some(&proxy.endpoint())), code);
+        assert!(message.contains(words), "{message}");
     }
     // With valid credentials, the same command resumes.
     night.report();
@@ -317,16 +320,16 @@ fn disturbed(night: &BucketJob, label: &str, fault: Fault, which: impl Fn(Rule) 
     let proxy = night.bucket.proxy(seed);
     proxy.fail(which(Rule::new(fault)));
     let output = night.run(Some(&proxy.endpoint())).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_no_secret(&said);
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_no_secret(&message);
     let now = prediction_columns(&night.published());
     // Merged rows stay: once a table has had the new rows, it has all 66 ids.
     let whole = now == after || now == before || now.len() == after.len();
-    assert!(whole, "{label}: {} rows after {said}", now.len());
+    assert!(whole, "{label}: {} rows after {message}", now.len());
     if output.status.success() {
         assert_eq!(now, after, "{label}");
     } else {
-        assert!(said.contains("error: "), "{label}: {said}");
+        assert!(message.contains("error: "), "{label}: {message}");
     }
     let failed = proxy.faults(fault);
     drop(proxy);

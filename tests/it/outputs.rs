@@ -117,13 +117,16 @@ fn a_symlink_of_another_user_in_a_shared_folder_is_refused() {
         lchown(&path, Some(OTHER), None).unwrap();
     }
     for command in ["run", "plan"] {
-        let said = job.error_of(&mut job.couplet(&[command, "pipeline.toml"]), 2);
-        assert!(said.contains("is a link of another user (uid 54321), in a folder in which everyone may"), "{said}");
+        let message = job.error_of(&mut job.couplet(&[command, "pipeline.toml"]), 2);
+        assert!(
+            message.contains("is a link of another user (uid 54321), in a folder in which everyone may"),
+            "{message}"
+        );
     }
     for file in ["x.csv", "y.csv"] {
         let output = write(&job, &format!("shared/{file}"));
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.code() == Some(2) && said.contains(" of another user (uid 54321)"), "{said}");
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(2) && message.contains(" of another user (uid 54321)"), "{message}");
     }
     assert_eq!(fs::read_to_string(job.path("precious")).unwrap(), "of root");
     // Symlinks of other users are accepted in an own folder, and those of the folder's owner in a shared one.
@@ -164,10 +167,13 @@ fn a_failed_sync_of_a_rename_is_reported() {
         job.report();
         fs::write(job.path("pairs.csv"), "id,a,b\n1,x,y\n").unwrap();
         let Some(output) = without_sync(&job, test, synced, &["run", "pipeline.toml"]) else { return };
-        let said = job.without_paths(&String::from_utf8_lossy(&output.stderr));
-        assert_eq!(output.status.code(), Some(1), "{sink}: {said}");
-        assert!(said.contains("the new version is there, but the disk did not confirm that it is durable"), "{said}");
-        assert!(!said.contains("as it was"), "{said}");
+        let message = job.without_paths(&String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.status.code(), Some(1), "{sink}: {message}");
+        assert!(
+            message.contains("the new version is there, but the disk did not confirm that it is durable"),
+            "{message}"
+        );
+        assert!(!message.contains("as it was"), "{message}");
         let sql = "SELECT count(*) AS n FROM predictions";
         let mut query = job.couplet(&["query", "-p", "pipeline.toml", "--format", "csv", sql]);
         assert_eq!(stdout_of(&mut query), "n\n1\n", "{sink}");

@@ -69,7 +69,7 @@ fn lengths_are_reported_before_truncation() {
     assert_eq!((rows["repeated"].as_u64(), rows["rejected"].as_u64()), (Some(1), Some(1)));
     assert_eq!(planned["tables"][0]["rows"], Value::Null, "a CSV file does not say");
     let text = stdout_of(&mut job.couplet(&["plan", "pipeline.toml"]));
-    assert!(text.contains("1 of 2 are cut at max_length = 16 (50.0 %)"), "{text}");
+    assert!(text.contains("1 of 2 are truncated to max_length = 16 (50.0 %)"), "{text}");
     assert!(text.contains("1 with NULL text") || text.contains("1 with empty text"), "{text}");
     assert!(text.ends_with("nothing was written\n"), "{text}");
 }
@@ -102,8 +102,8 @@ fn a_plan_of_the_first_rows_estimates_no_run() {
 #[test]
 fn a_plan_reports_why_a_run_would_fail_with_its_exit_code() {
     let twice = Job::new("id,a,b\n1,x,y\n1,z,y\n");
-    let said = stderr_of(&mut twice.couplet(&["plan", "pipeline.toml"]), 2);
-    assert!(said.contains("must be unique") && said.contains("2 times"), "{said}");
+    let message = stderr_of(&mut twice.couplet(&["plan", "pipeline.toml"]), 2);
+    assert!(message.contains("must be unique") && message.contains("2 times"), "{message}");
 
     let rejected = Job::new("id,a,b\n1,,y\n2,z,y\n").add("[score]\nmax_errors = 0.1");
     let output = rejected.couplet(&["plan", "pipeline.toml"]).output().unwrap();
@@ -111,8 +111,8 @@ fn a_plan_reports_why_a_run_would_fail_with_its_exit_code() {
     // The rest of the plan is complete.
     let stdout = String::from_utf8(output.stdout).unwrap();
     assert!(stdout.contains("1 to score") && stdout.ends_with("a run would fail\n"), "{stdout}");
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("more than score.max_errors = 0.1 allows"), "{said}");
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert!(message.contains("more than score.max_errors = 0.1 allows"), "{message}");
 
     let column = Job::new("id,a,b\n1,x,y\n").change("text = [\"a\", \"b\"]", "text = [\"a\", \"c\"]");
     assert!(stderr_of(&mut column.couplet(&["plan", "pipeline.toml"]), 2).contains("`c`"));
@@ -123,9 +123,9 @@ fn an_unknown_partition_column_is_found_before_scoring() {
     let job = Job::new("id,a,b\n1,x,y\n")
         .change("uri = \"out/scores.parquet\"", "uri = \"out/scores\"\nformat = \"delta\"\npartition_by = [\"idd\"]");
     for command in ["plan", "run"] {
-        let said = stderr_of(&mut job.couplet(&[command, "pipeline.toml"]), 2);
+        let message = stderr_of(&mut job.couplet(&[command, "pipeline.toml"]), 2);
         insta::allow_duplicates!(
-            insta::assert_snapshot!(said, @"error: Delta table out/scores: partition_by names `idd`, which is no column of the output (it has id, a, b, predicted_label, score, probabilities, truncated, error, raw_probabilities, model); did you mean `id`?")
+            insta::assert_snapshot!(message, @"error: Delta table out/scores: partition_by names `idd`, which is no column of the output (it has id, a, b, predicted_label, score, probabilities, truncated, error, raw_probabilities, model); did you mean `id`?")
         );
         assert!(!job.path("out/scores").exists());
     }
@@ -154,8 +154,8 @@ fn the_pipeline_of_the_guide_runs() {
     assert_eq!((&planned["predicted"]["rows"], &report["rows"]["scored"]), (&20.into(), &20.into()));
     assert!(job.path("out/predictions/dt=2026-11-24").is_dir());
     let twice = job.couplet(&["plan", "nightly.toml"]).args(day).args(["--var", "date=2026-11-25"]).output().unwrap();
-    let said = String::from_utf8(twice.stderr).unwrap();
-    assert!(said.contains("--var date=2026-11-25: date was given before, as 2026-11-24"), "{said}");
+    let message = String::from_utf8(twice.stderr).unwrap();
+    assert!(message.contains("--var date=2026-11-25: date was given before, as 2026-11-24"), "{message}");
 }
 
 #[test]
@@ -292,9 +292,9 @@ fn leftovers_of_killed_runs_are_reported() {
         write(&job.path("out").join(name), "x");
     }
     assert_eq!(left(&job), go.map(|name| format!("out/{name}")));
-    let said = stdout_of(&mut job.couplet(&["plan", "pipeline.toml"]));
+    let message = stdout_of(&mut job.couplet(&["plan", "pipeline.toml"]));
     let line = "left by a killed run: out/.scores.parquet.0f.couplet-tmp: removed, unless that run is still alive";
-    assert!(said.contains(line), "{said}");
+    assert!(message.contains(line), "{message}");
     job.report();
     assert!(left(&job).is_empty());
     assert!(job.path("out/.other.parquet.0f.couplet-tmp").exists());
@@ -312,7 +312,7 @@ fn too_few_rows_for_held_out_data_are_reported() {
     let model = golden("tiny-distilbert");
     let job = Job::new("id,a,b\n1,x,y\n2,p,q\n3,v,w\n4,s,t\n").add(&format!("{learn}\nmodel = {model:?}"));
     let planned = plan(&job, &["--only", "finetune"]);
-    let note = "[finetune]: no row is held out, so nothing is measured: 4 rows are too few for validation = 0.0001; \
-                raise it, or measure with [evaluate]";
+    let note = "[finetune]: no row is held out, so the model is not evaluated: 4 rows are too few for validation = 0.0001; \
+                raise it, or use [evaluate]";
     assert_eq!(planned["notes"][0], note);
 }

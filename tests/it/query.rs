@@ -410,7 +410,7 @@ fn predict_reads_the_text_from_stdin() {
 #[test]
 fn predict_reports_truncation() {
     let printed = stdout_of(predict("tests/it/goldens/tiny-bert", &CONSISTENT).args(["--max-length", "8"]));
-    assert!(printed.ends_with("  cut to 8 tokens\n"), "{printed}");
+    assert!(printed.ends_with("  truncated to 8 tokens\n"), "{printed}");
 }
 
 #[test]

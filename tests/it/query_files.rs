@@ -44,8 +44,8 @@ fn a_table_with_another_delimiter_gets_a_hint() {
     insta::assert_snapshot!(refusal(&job, &["SELECT id FROM 'semi.csv'"]), @r#"error: SQL: there is no column `id` (columns: id;a); is ';' its delimiter? Write --table 'NAME={ uri = "…", delimiter = ";" }'"#);
     assert!(refusal(&job, &["SELECT id FROM 'tab.csv'"]).ends_with(r#"delimiter = "\t" }'"#));
     write(&job.path("twice.csv"), "id,a,id\n1,x,2\n");
-    let said = job.error_of(&mut query(&job, &["SELECT id FROM 'twice.csv'"]), 2);
-    assert!(said.contains("fields 1 and 3 of the first line are both named \"id\"; rename one"), "{said}");
+    let message = job.error_of(&mut query(&job, &["SELECT id FROM 'twice.csv'"]), 2);
+    assert!(message.contains("fields 1 and 3 of the first line are both named \"id\"; rename one"), "{message}");
     let table = "t={ uri = \"twice.csv\", header = false }";
     assert_eq!(csv(&job, &["-t", table, "SELECT column_3 FROM t LIMIT 1 OFFSET 1"]), "column_3\n2\n");
 }
@@ -67,8 +67,8 @@ fn json_has_all_columns_and_json_lines_can_be_read_back() {
     assert_eq!(stdout_of(query(&job, &[sql]).args(["--format", "ndjson"])), lines);
     assert!(std::fs::read_to_string(job.path("rows.tsv")).unwrap().starts_with("id\ta\n"));
     write(&job.path("rows.json"), array);
-    let said = job.error_of(&mut query(&job, &["SELECT id FROM 'rows.json'"]), 2);
-    assert!(said.contains("`jq -c '.[]' FILE > FILE.jsonl`"), "{said}");
+    let message = job.error_of(&mut query(&job, &["SELECT id FROM 'rows.json'"]), 2);
+    assert!(message.contains("`jq -c '.[]' FILE > FILE.jsonl`"), "{message}");
 }
 
 #[test]
@@ -79,8 +79,8 @@ fn a_result_does_not_replace_its_input() {
     let absolute = job.path("pairs.csv").display().to_string();
     let one = "SELECT id FROM t WHERE id = 1";
     for output in ["pairs.csv", "./parts/../pairs.csv", "link.csv", &absolute] {
-        let said = refusal(&job, &["-t", "t=pairs.csv", one, "-o", output]);
-        assert!(said.contains("the query reads ") && said.ends_with("name another file"), "{said}");
+        let message = refusal(&job, &["-t", "t=pairs.csv", one, "-o", output]);
+        assert!(message.contains("the query reads ") && message.ends_with("name another file"), "{message}");
     }
     for from in ["'pairs.csv'", "(SELECT * FROM 'link.csv')", "'*.csv'"] {
         refusal(&job, &[&format!("SELECT id FROM {from}"), "-o", "pairs.csv"]);
@@ -118,40 +118,40 @@ fn from_alone_selects_all() {
 #[test]
 fn errors_in_an_sql_file_have_its_line() {
     let job = Job::new(PAIRS);
-    let said = |text: &str| {
+    let message = |text: &str| {
         write(&job.path("q.sql"), text);
         refusal(&job, &["-t", "t=pairs.csv", "-f", "q.sql", "--format", "csv"])
     };
-    insta::assert_snapshot!(said("-- first\nSELECT id,\n  nope\nFROM t;\n"), @"error: q.sql, line 3: there is no column `nope` (columns: id, a, b)");
-    insta::assert_snapshot!(said("CREATE VIEW v AS SELECT 1 AS x;\n\nSELECT 1\nFROM u;\n"), @"error: q.sql, line 4: there is no table `u` (tables: t, v)");
-    insta::assert_snapshot!(said("CREATE VIEW v AS SELECT 1 AS x;\nSELECT lowr(a) FROM t;\n"), @"error: q.sql, line 2: there is no function `lowr`; did you mean `lower`?");
-    insta::assert_snapshot!(said("SELECT nope FROM t"), @"error: q.sql: there is no column `nope` (columns: id, a, b)");
+    insta::assert_snapshot!(message("-- first\nSELECT id,\n  nope\nFROM t;\n"), @"error: q.sql, line 3: there is no column `nope` (columns: id, a, b)");
+    insta::assert_snapshot!(message("CREATE VIEW v AS SELECT 1 AS x;\n\nSELECT 1\nFROM u;\n"), @"error: q.sql, line 4: there is no table `u` (tables: t, v)");
+    insta::assert_snapshot!(message("CREATE VIEW v AS SELECT 1 AS x;\nSELECT lowr(a) FROM t;\n"), @"error: q.sql, line 2: there is no function `lowr`; did you mean `lower`?");
+    insta::assert_snapshot!(message("SELECT nope FROM t"), @"error: q.sql: there is no column `nope` (columns: id, a, b)");
 }
 
 #[test]
 fn unknown_names_are_explained() {
     let job = Job::new(PAIRS);
-    let said = |sql: &str| refusal(&job, &["-t", "t=pairs.csv", sql]);
-    insta::assert_snapshot!(said("SELECT predct('m', a) FROM t"), @"error: SQL: there is no function `predct`; did you mean `predict`?");
-    insta::assert_snapshot!(said("SELECT qqqq(a) FROM t"), @r"error: SQL: there is no function `qqqq`; \df in the shell, `couplet query`, lists them all");
-    insta::assert_snapshot!(said("SELECT * FROM generate_serie(1, 3)"), @"error: SQL: there is no table function `generate_serie`; did you mean `generate_series`?");
-    assert!(said("SELECT id FROM t WHERE a = 'it's'").ends_with("as in 'it''s', also in the value of a --var"));
-    insta::assert_snapshot!(said("SELECT id FROM t WHERE a = \"yes\""), @"error: SQL: there is no column `yes` (columns: id, a, b); a string literal needs single quotation marks: 'yes'");
-    insta::assert_snapshot!(said("SELECT * FROM '~/x.csv'"), @"error: SQL: table `~/x.csv`: ~/x.csv does not exist; only a shell expands ~, and not within quotation marks: write the full path");
-    insta::assert_snapshot!(said("SELECT * FROM '$HOME/x.csv'"), @"error: SQL: table `$HOME/x.csv`: $HOME/x.csv does not exist; only a shell expands $HOME, and not within quotation marks: write the full path");
+    let message = |sql: &str| refusal(&job, &["-t", "t=pairs.csv", sql]);
+    insta::assert_snapshot!(message("SELECT predct('m', a) FROM t"), @"error: SQL: there is no function `predct`; did you mean `predict`?");
+    insta::assert_snapshot!(message("SELECT qqqq(a) FROM t"), @r"error: SQL: there is no function `qqqq`; \df in the shell, `couplet query`, lists them all");
+    insta::assert_snapshot!(message("SELECT * FROM generate_serie(1, 3)"), @"error: SQL: there is no table function `generate_serie`; did you mean `generate_series`?");
+    assert!(message("SELECT id FROM t WHERE a = 'it's'").ends_with("as in 'it''s', also in the value of a --var"));
+    insta::assert_snapshot!(message("SELECT id FROM t WHERE a = \"yes\""), @"error: SQL: there is no column `yes` (columns: id, a, b); a string literal needs single quotation marks: 'yes'");
+    insta::assert_snapshot!(message("SELECT * FROM '~/x.csv'"), @"error: SQL: table `~/x.csv`: ~/x.csv does not exist; only a shell expands ~, and not within quotation marks: write the full path");
+    insta::assert_snapshot!(message("SELECT * FROM '$HOME/x.csv'"), @"error: SQL: table `$HOME/x.csv`: $HOME/x.csv does not exist; only a shell expands $HOME, and not within quotation marks: write the full path");
 }
 
 #[test]
 fn a_source_takes_variables_and_cannot_read_its_own_output() {
     let reads = |sql: &str| Job::new(PAIRS).change("SELECT id, a, b FROM pairs", sql).error(2);
-    insta::assert_snapshot!(reads("SELECT id, a, b FROM predictions"), @"error: pipeline.toml: the source query: `predictions` is what this pipeline writes, which its source cannot read; name another table, or score earlier results in a pipeline of its own that has them under [tables]");
-    assert!(reads("SELECT id, a, b FROM demo").contains("`demo` is what this pipeline writes"));
+    insta::assert_snapshot!(reads("SELECT id, a, b FROM predictions"), @"error: pipeline.toml: the source query: `predictions` is the output of this pipeline, which its source cannot read; name another table, or score earlier results in a separate pipeline that has them under [tables]");
+    assert!(reads("SELECT id, a, b FROM demo").contains("`demo` is the output of this pipeline"));
     insta::assert_snapshot!(reads("SELECT id, a, b FROM pairs WHERE a = $day"), @"error: pipeline.toml: the source query: the parameter `$day` has no value, and the SQL of a pipeline takes none; write {day} instead, and give it with --var day=VALUE");
     let job = Job::new(PAIRS).change("[tables]\npairs = \"pairs.csv\"\n", "");
-    let said = job.error(2);
+    let message = job.error(2);
     assert!(
-        said.ends_with("and no tables are defined: name it under [tables], as in pairs = \"pairs.parquet\""),
-        "{said}"
+        message.ends_with("and no tables are defined: name it under [tables], as in pairs = \"pairs.parquet\""),
+        "{message}"
     );
 }
 
@@ -167,8 +167,8 @@ fn quarantined_rows_are_a_table() {
 fn a_version_that_does_not_exist_names_the_newest() {
     let job = Job::new(PAIRS).change("out/scores.parquet\"", "out/scores\"\nformat = \"delta\"");
     job.report();
-    let said = refusal(&job, &["-t", "d=out/scores@7", "SELECT 1 FROM d"]);
-    assert!(said.contains(": there is no version 7; the newest is "), "{said}");
+    let message = refusal(&job, &["-t", "d=out/scores@7", "SELECT 1 FROM d"]);
+    assert!(message.contains(": there is no version 7; the newest is "), "{message}");
 }
 
 #[test]

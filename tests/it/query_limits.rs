@@ -45,8 +45,8 @@ fn sql_that_is_too_deep_is_refused() {
         from_brackets,
         format!("SELECT {}1 {}", "CASE WHEN true THEN ".repeat(5_000), "END ".repeat(5_000)),
     ] {
-        let said = stderr_of(&mut query(&sql), 2);
-        assert!(said.starts_with("error: stdin") && said.len() < 1_000, "{}: {said}", &sql[..60]);
+        let message = stderr_of(&mut query(&sql), 2);
+        assert!(message.starts_with("error: stdin") && message.len() < 1_000, "{}: {message}", &sql[..60]);
     }
 }
 
@@ -59,8 +59,8 @@ fn sql_at_the_depth_limit_does_not_overflow_the_stack() {
         (chain("x=1", " OR ", 2_400), "there is no table"),
         (format!("CAST(NULL AS {}INT{})", "ARRAY<".repeat(2_400), ">".repeat(2_400)), "error: "),
     ] {
-        let said = stderr_of(&mut query(&format!("SELECT {expression} FROM nothing")), 2);
-        assert!(said.contains(known), "{}: {said}", &expression[..60]);
+        let message = stderr_of(&mut query(&format!("SELECT {expression} FROM nothing")), 2);
+        assert!(message.contains(known), "{}: {message}", &expression[..60]);
     }
 }
 
@@ -80,8 +80,8 @@ fn a_pipeline_with_sql_that_is_too_deep_is_refused() {
     let deep = format!("SELECT id, a, b FROM pairs WHERE {}", chain("id = 1", " OR ", 50_000));
     let job = Job::new("id,a,b\n1,x,y\n").change("SELECT id, a, b FROM pairs", &deep);
     for command in ["run", "plan"] {
-        let said = job.error_of(&mut job.couplet(&[command, "pipeline.toml"]), 2);
-        assert!(said.contains("the query of source: an expression has more than"), "{said}");
+        let message = job.error_of(&mut job.couplet(&[command, "pipeline.toml"]), 2);
+        assert!(message.contains("the query of source: an expression has more than"), "{message}");
     }
     let long = format!("SELECT id, a, b FROM pairs WHERE {}", chain("id = 1", " OR ", 200));
     let job = Job::new("id,a,b\n1,x,y\n2,x,y\n").change("SELECT id, a, b FROM pairs", &long);
@@ -111,8 +111,11 @@ fn a_function_that_would_exceed_the_memory_is_refused() {
         "cardinality(generate_series(TIMESTAMP '2000-01-01', TIMESTAMP '2200-01-01', INTERVAL '1' SECOND))",
     ] {
         let sql = format!("SELECT id, {call} AS x FROM pairs");
-        let said = job.error_of(&mut job.couplet(&["query", "-p", "pipeline.toml", &sql]), 2);
-        assert!(said.contains("in one batch of rows, and a quarter of run.memory is 16,777,216;"), "{call}: {said}");
+        let message = job.error_of(&mut job.couplet(&["query", "-p", "pipeline.toml", &sql]), 2);
+        assert!(
+            message.contains("in one batch of rows, and a quarter of run.memory is 16,777,216;"),
+            "{call}: {message}"
+        );
     }
     let sql = "SELECT sum(length(repeat(a, 1000)) + length(lpad(b, 7)) + cardinality(range(0, 10, 3)) + \
                length(replace(a, 'x', 'zz')) + cardinality(array_repeat(a, 3)) + cardinality(list_resize([a], 4)) + \

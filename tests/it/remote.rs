@@ -120,9 +120,9 @@ fn missing_and_broken_objects_are_named_like_local_files() {
     let empty = bucket.put("empty.parquet", "");
     insta::assert_snapshot!(failure(&bucket, &empty, 2), @r"error: table `t`: s3://broken/empty.parquet is empty; was it cut off while it was written or copied?");
     let lengths = bucket.put("lengths.arrow", arrow_of_94_terabytes());
-    let said = failure(&bucket, &lengths, 2);
+    let message = failure(&bucket, &lengths, 2);
     let expected = "s3://broken/lengths.arrow: neither a complete Arrow file nor a complete Arrow stream: ";
-    assert!(said.contains(expected) && said.contains(" would become 94000000000000"), "{said}");
+    assert!(message.contains(expected) && message.contains(" would become 94000000000000"), "{message}");
     let ragged = bucket.put("ragged.csv", "a,b\n1,2\n3\n");
     insta::assert_snapshot!(failure(&bucket, &ragged, 2), @r#"error: table `t`: s3://broken/ragged.csv:3: 1 field where the first line has 2; is a quotation mark (") unbalanced? { uri = "…", quote = false } reads them as text"#);
 }
@@ -337,7 +337,7 @@ fn a_job_of_tables_in_a_bucket_fails_before_it_writes() {
 #[test]
 fn unusable_credentials_are_reported_with_their_variables() {
     let folder = tempfile::tempdir().unwrap();
-    let said = |uri: &str, variables: &[(&str, &str)]| {
+    let message = |uri: &str, variables: &[(&str, &str)]| {
         let mut command = couplet();
         command.current_dir(folder.path()).args(["query", "SELECT 1", "--table", &format!("t={uri}")]);
         for name in ["GOOGLE_APPLICATION_CREDENTIALS", "AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_KEY"] {
@@ -345,11 +345,11 @@ fn unusable_credentials_are_reported_with_their_variables() {
         }
         failure_of(command.envs(variables.iter().copied()), 2)
     };
-    insta::assert_snapshot!(said("az://container/pairs.csv", &[]), @"error: table `t`: az://container/pairs.csv: the storage account is not known; set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY");
+    insta::assert_snapshot!(message("az://container/pairs.csv", &[]), @"error: table `t`: az://container/pairs.csv: the storage account is not known; set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY");
     let key = [("AZURE_STORAGE_ACCOUNT_NAME", "account"), ("AZURE_STORAGE_ACCOUNT_KEY", "no base64!")];
-    insta::assert_snapshot!(said("az://container/pairs.csv", &key), @"error: table `t`: az://container/pairs.csv: the credentials of the environment cannot be used (they do not have the format of the service); check AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY");
+    insta::assert_snapshot!(message("az://container/pairs.csv", &key), @"error: table `t`: az://container/pairs.csv: the credentials of the environment cannot be used (they do not have the format of the service); check AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY");
     let file = |name| [("GOOGLE_APPLICATION_CREDENTIALS", name)];
-    insta::assert_snapshot!(said("gs://bucket/pairs.csv", &file("none.json")), @"error: table `t`: gs://bucket/pairs.csv: the credentials of the environment cannot be used (No such file or directory (os error 2)); check GOOGLE_APPLICATION_CREDENTIALS");
+    insta::assert_snapshot!(message("gs://bucket/pairs.csv", &file("none.json")), @"error: table `t`: gs://bucket/pairs.csv: the credentials of the environment cannot be used (No such file or directory (os error 2)); check GOOGLE_APPLICATION_CREDENTIALS");
     std::fs::write(folder.path().join("key.json"), r#"{"type": "hunter2"}"#).unwrap();
-    insta::assert_snapshot!(said("gs://bucket/pairs.csv", &file("key.json")), @"error: table `t`: gs://bucket/pairs.csv: the credentials of the environment cannot be used (they do not have the format of the service); check GOOGLE_APPLICATION_CREDENTIALS");
+    insta::assert_snapshot!(message("gs://bucket/pairs.csv", &file("key.json")), @"error: table `t`: gs://bucket/pairs.csv: the credentials of the environment cannot be used (they do not have the format of the service); check GOOGLE_APPLICATION_CREDENTIALS");
 }

@@ -102,7 +102,7 @@ fn assert_one_version(output: &str, files: i64) {
     assert_eq!(number("total"), expected.map(|rows| rows * (rows - 1) / 2).sum::<i64>(), "{output}");
 }
 
-fn said(output: &Output) -> String {
+fn stderr_text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
@@ -171,8 +171,8 @@ fn a_file_overwritten_in_place_is_never_read_as_a_mixture() {
             match output.status.code() {
                 Some(0) => assert_one_version(&String::from_utf8_lossy(&output.stdout), 1),
                 // The file is empty for a moment, as it may be for good.
-                Some(2) if said(output).contains("is empty") => {}
-                code => assert_eq!(code, Some(1), "{}", said(output)),
+                Some(2) if stderr_text(output).contains("is empty") => {}
+                code => assert_eq!(code, Some(1), "{}", stderr_text(output)),
             }
         }
     }
@@ -239,8 +239,8 @@ fn an_object_replaced_during_a_query_is_read_in_one_version() {
             if output.status.success() {
                 assert_one_version(&String::from_utf8_lossy(&output.stdout), 1);
             } else {
-                assert_eq!(output.status.code(), Some(1), "{}", said(output));
-                assert!(said(output).contains("was replaced while it was read; "), "{}", said(output));
+                assert_eq!(output.status.code(), Some(1), "{}", stderr_text(output));
+                assert!(stderr_text(output).contains("was replaced while it was read; "), "{}", stderr_text(output));
             }
         }
         // If it stays, it is read.
@@ -271,16 +271,19 @@ fn a_version_that_is_gone_from_the_log_is_reported() {
         let mut query = couplet();
         let table = format!("t={}@{version}", path.display());
         let output = query.args(["query", "-t", &table, "SELECT count(*) FROM t"]).output().unwrap();
-        assert_eq!(output.status.code(), Some(code), "{}", said(&output));
-        said(&output)
+        assert_eq!(output.status.code(), Some(code), "{}", stderr_text(&output));
+        stderr_text(&output)
     };
     // By default, log entries are kept for 30 days.
     (1..5).for_each(|version| append(version, &[]));
     query(1, 0);
     append(5, &properties);
     (6..10).for_each(|version| append(version, &[]));
-    let said = query(1, 2);
-    assert!(said.contains("there is no version 1 any more") && said.contains("delta.logRetentionDuration"), "{said}");
+    let message = query(1, 2);
+    assert!(
+        message.contains("there is no version 1 any more") && message.contains("delta.logRetentionDuration"),
+        "{message}"
+    );
     query(10, 0);
     assert!(query(99, 2).contains("there is no version 99; the newest is "));
 }

@@ -70,7 +70,7 @@ impl Drop for Replacer {
 }
 
 fn put(how: Replacing, place: &Path, model: &Path) {
-    let beside = |suffix: &str| PathBuf::from(format!("{}{suffix}", place.display()));
+    let sibling = |suffix: &str| PathBuf::from(format!("{}{suffix}", place.display()));
     let copy = |to: &Path| {
         fs::create_dir_all(to).unwrap();
         for entry in model.read_dir().unwrap().flatten() {
@@ -79,17 +79,17 @@ fn put(how: Replacing, place: &Path, model: &Path) {
     };
     match how {
         Replacing::Link => {
-            std::os::unix::fs::symlink(model, beside(".new")).unwrap();
-            fs::rename(beside(".new"), place).unwrap();
+            std::os::unix::fs::symlink(model, sibling(".new")).unwrap();
+            fs::rename(sibling(".new"), place).unwrap();
         }
         Replacing::Exchange if place.exists() => {
-            copy(&beside(".new"));
-            renameat_with(CWD, beside(".new"), CWD, place, RenameFlags::EXCHANGE).unwrap();
-            fs::remove_dir_all(beside(".new")).unwrap();
+            copy(&sibling(".new"));
+            renameat_with(CWD, sibling(".new"), CWD, place, RenameFlags::EXCHANGE).unwrap();
+            fs::remove_dir_all(sibling(".new")).unwrap();
         }
         Replacing::Rename if place.exists() => {
-            copy(&beside(".new"));
-            for entry in beside(".new").read_dir().unwrap().flatten() {
+            copy(&sibling(".new"));
+            for entry in sibling(".new").read_dir().unwrap().flatten() {
                 fs::rename(entry.path(), place.join(entry.file_name())).unwrap();
             }
         }

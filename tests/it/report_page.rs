@@ -55,8 +55,8 @@ fn the_page_of_the_quickstart_matches_its_table() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("report.html");
     let mut command = couplet();
-    let said = stdout_of(command.arg("report").arg(&QUICKSTART.pipeline).arg("-o").arg(&path));
-    assert!(said.contains("report.html ("), "{said}");
+    let message = stdout_of(command.arg("report").arg(&QUICKSTART.pipeline).arg("-o").arg(&path));
+    assert!(message.contains("report.html ("), "{message}");
     let page = std::fs::read_to_string(path).unwrap();
     check_page(&page);
     for expected in [
@@ -145,11 +145,11 @@ fn a_single_file_sink_has_drift_but_no_older_rows() {
         first["run"]["scores"]["counts"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).sum::<u64>(),
         200
     );
-    let said = job.error_of(&mut job.couplet(&["report", "pipeline.toml", "--run", "xyz"]), 2);
-    assert!(said.starts_with("error: --run xyz: the pipeline has no such run (the newest are "), "{said}");
+    let message = job.error_of(&mut job.couplet(&["report", "pipeline.toml", "--run", "xyz"]), 2);
+    assert!(message.starts_with("error: --run xyz: the pipeline has no such run (the newest are "), "{message}");
     let begin = &id[..2];
-    let said = job.error_of(&mut job.couplet(&["report", "pipeline.toml", "--run", begin]), 2);
-    assert_eq!(said, format!("error: --run {begin}: 3 runs have an id with this prefix; give a longer prefix"));
+    let message = job.error_of(&mut job.couplet(&["report", "pipeline.toml", "--run", begin]), 2);
+    assert_eq!(message, format!("error: --run {begin}: 3 runs have an id with this prefix; give a longer prefix"));
 }
 
 #[test]
@@ -255,9 +255,9 @@ fn multilabel_rows_are_compared_per_label() {
     let rows = rows_of(&job.output());
     for (place, name) in ["long", "other", "it's"].into_iter().enumerate() {
         let so = |row: &Value| row["label"].as_array().unwrap().contains(&json!(name));
-        let said = |row: &Value| row["probabilities"][place].as_f64().unwrap() >= 0.5;
+        let is_predicted = |row: &Value| row["probabilities"][place].as_f64().unwrap() >= 0.5;
         let (gold, predicted) =
-            (rows.iter().filter(|row| so(row)).count(), rows.iter().filter(|row| said(row)).count());
+            (rows.iter().filter(|row| so(row)).count(), rows.iter().filter(|row| is_predicted(row)).count());
         let judged = &json["judged"]["by_label"][place];
         assert_eq!(
             (&judged["label"], &judged["rows"], &judged["predicted"]),
@@ -281,9 +281,9 @@ fn only_the_most_frequent_labels_are_shown() {
     let rows = rows_of(&job.output());
     for (place, name) in [(248, "n248"), (249, "n249")] {
         let so = |row: &Value| row["label"].as_array().unwrap().contains(&json!(name));
-        let said = |row: &Value| row["probabilities"][place].as_f64().unwrap() >= 0.5;
+        let is_predicted = |row: &Value| row["probabilities"][place].as_f64().unwrap() >= 0.5;
         let judged = by_label.iter().find(|judged| judged["label"] == name).unwrap();
-        let counts = [rows.iter().filter(|row| so(row)).count(), rows.iter().filter(|row| said(row)).count()];
+        let counts = [rows.iter().filter(|row| so(row)).count(), rows.iter().filter(|row| is_predicted(row)).count()];
         assert_eq!((&judged["rows"], &judged["predicted"]), (&json!(counts[0]), &json!(counts[1])), "{name}");
     }
     assert_eq!(
@@ -293,10 +293,10 @@ fn only_the_most_frequent_labels_are_shown() {
     let page = page_of(&job, &[]);
     assert!(page.contains("150 less frequent labels") && page.contains("of the 100 most frequent"), "{page}");
     assert!(page.contains(">n249<") && page.matches("<tr>").count() < 150, "{page}");
-    let said = stdout_of(&mut job.run());
+    let message = stdout_of(&mut job.run());
     assert!(
-        said.lines().any(|line| line.trim_start().starts_with("labels") && line.ends_with("230 more labels")),
-        "{said}"
+        message.lines().any(|line| line.trim_start().starts_with("labels") && line.ends_with("230 more labels")),
+        "{message}"
     );
 }
 
@@ -325,10 +325,10 @@ fn a_run_that_failed_is_shown_with_its_reason() {
 #[test]
 fn a_pipeline_without_runs_has_no_report() {
     let job = Job::new("id,a,b\n1,x,y\n");
-    let said = job.error_of(&mut job.couplet(&["report", "pipeline.toml"]), 2);
-    insta::assert_snapshot!(said, @"error: pipeline.toml: nothing to report: no run of this pipeline is recorded, and there is no trained model or evaluation; run it first: couplet run pipeline.toml");
-    let said = job.error_of(&mut job.couplet(&["report", "pipeline.toml", "--format", "prometheus"]), 2);
-    insta::assert_snapshot!(said, @"error: pipeline.toml: nothing to report: no run of this pipeline is recorded; run it first: couplet run pipeline.toml");
+    let message = job.error_of(&mut job.couplet(&["report", "pipeline.toml"]), 2);
+    insta::assert_snapshot!(message, @"error: pipeline.toml: nothing to report: no run of this pipeline is recorded, and there is no trained model or evaluation; run it first: couplet run pipeline.toml");
+    let message = job.error_of(&mut job.couplet(&["report", "pipeline.toml", "--format", "prometheus"]), 2);
+    insta::assert_snapshot!(message, @"error: pipeline.toml: nothing to report: no run of this pipeline is recorded; run it first: couplet run pipeline.toml");
     assert!(!job.path("demo-report.html").exists());
 }
 
@@ -410,9 +410,9 @@ fn a_rejected_first_model_is_on_the_page() {
         command.current_dir(folder.path()).args(arguments);
         command
     };
-    let said = stdout_of(&mut here(&["run", "pipelines/p.toml", "--only", "finetune"]));
-    assert!(said.contains("not promoted, as accuracy > 0.999 does not hold (0."), "{said}");
-    assert!(said.contains("; the new model is models/task.candidate\n"), "{said}");
+    let message = stdout_of(&mut here(&["run", "pipelines/p.toml", "--only", "finetune"]));
+    assert!(message.contains("not promoted, as accuracy > 0.999 does not hold (0."), "{message}");
+    assert!(message.contains("; the new model is models/task.candidate\n"), "{message}");
     let page = stdout_of(&mut here(&["report", "pipelines/p.toml", "-o", "-"]));
     check_page(&page);
     assert!(page.contains("<h2>Not promoted: Fine-tuning on "), "{page}");

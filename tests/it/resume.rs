@@ -139,35 +139,35 @@ fn ignores_the_state_of_another_job_with_a_note() {
         stop.fetch_or(matches!(event, Event::Step { .. }), Ordering::Relaxed);
     };
     run_watched(&other, after_step, || stop.load(Ordering::Relaxed)).unwrap();
-    let mut said = String::new();
+    let mut message = String::new();
     let note = |event: &Event| {
         if let Event::StateIgnored { .. } = event {
-            said = event.to_string();
+            message = event.to_string();
         }
     };
     run_watched(&job(folder.path()), note, || false).unwrap();
-    assert!(said.contains("other settings"), "{said}");
+    assert!(message.contains("other settings"), "{message}");
     assert!(weights(&folder.path().join("model")) == weights(&undisturbed.output));
 }
 
 #[test]
 fn ignores_the_state_of_an_older_version() {
     let folder = tempfile::tempdir().unwrap();
-    let (job, asked) = (job(folder.path()), AtomicU64::new(0));
-    run_watched(&job, |_| (), || asked.fetch_add(1, Ordering::Relaxed) > 6).unwrap();
+    let (job, polls) = (job(folder.path()), AtomicU64::new(0));
+    run_watched(&job, |_| (), || polls.fetch_add(1, Ordering::Relaxed) > 6).unwrap();
     let path = folder.path().join("model.training/state.safetensors");
     let mut state = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
     let progress = state.remove("progress").unwrap();
     state.insert("progress.counts".into(), progress);
     candle_core::safetensors::save(&state, &path).unwrap();
-    let mut said = String::new();
+    let mut message = String::new();
     let note = |event: &Event| {
         if let Event::StateIgnored { .. } = event {
-            said = event.to_string();
+            message = event.to_string();
         }
     };
     run_watched(&job, note, || false).unwrap();
-    assert!(said.ends_with("it is incomplete"), "{said}");
+    assert!(message.ends_with("it is incomplete"), "{message}");
 }
 
 #[test]

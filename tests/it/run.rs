@@ -162,7 +162,7 @@ fn the_summary_counts_the_work() {
       rows       525 read · 525 scored · 0 rejected
       labels     not_paraphrase 525 (100.0 %) · paraphrase 0 (0.0 %)
       tokens     32,135 · 1 row truncated
-      padding    23,551 tokens avoided (42.3 % of what batches of 32 would have run)
+      padding    23,551 tokens avoided (42.3 % of padded batches of 32)
       speed      …
       time       …
       model      ROOT/tests/it/goldens/tiny-distilbert (4abb5d7d4ac5b0ad, f32)
@@ -345,7 +345,7 @@ fn the_summary_counts_bad_rows_by_reason() {
                  1 with empty text
       labels     not_paraphrase 1 (100.0 %) · paraphrase 0 (0.0 %)
       tokens     5 · none truncated
-      padding    0 tokens avoided (0.0 % of what batches of 32 would have run)
+      padding    0 tokens avoided (0.0 % of padded batches of 32)
       speed      …
       time       …
       model      ROOT/tests/it/goldens/tiny-distilbert (4abb5d7d4ac5b0ad, f32)

@@ -91,13 +91,13 @@ impl Seaweed {
 
     /// Kills the server, waits, restarts it on the same ports and files, and returns when it is ready.
     pub fn restart(&self, pause: Duration) {
-        self.tell("kill");
+        self.send("kill");
         std::thread::sleep(pause);
-        self.tell("start");
+        self.send("start");
         self.wait_until_ready().unwrap();
     }
 
-    fn tell(&self, what: &str) {
+    fn send(&self, what: &str) {
         let mut process = self.process.lock().unwrap();
         writeln!(process.stdin.as_mut().unwrap(), "{what}").unwrap();
     }
@@ -143,8 +143,8 @@ impl Seaweed {
         );
         let mut answer = String::new();
         let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.port)) else { return false };
-        let asked = stream.write_all(request.as_bytes()).and_then(|()| stream.read_to_string(&mut answer));
-        asked.is_ok() && (answer.starts_with("HTTP/1.1 200") || answer.contains("BucketAlready"))
+        let sent = stream.write_all(request.as_bytes()).and_then(|()| stream.read_to_string(&mut answer));
+        sent.is_ok() && (answer.starts_with("HTTP/1.1 200") || answer.contains("BucketAlready"))
     }
 
     /// The keys of unfinished multipart uploads.

@@ -60,8 +60,8 @@ fn shell_commands_come_from_stdin_too() {
 fn errors_on_stdin_look_like_those_of_one_statement() {
     let pairs = format!("pairs={}", quickstart_pairs().display());
     let problem = |text: &str| {
-        let said = stderr_of(&mut from_stdin(text, &["--table", &pairs]), 2);
-        said.lines().filter(|line| !line.contains(" INFO ")).collect::<Vec<_>>().join("\n")
+        let message = stderr_of(&mut from_stdin(text, &["--table", &pairs]), 2);
+        message.lines().filter(|line| !line.contains(" INFO ")).collect::<Vec<_>>().join("\n")
     };
     insta::assert_snapshot!(problem(""), @"error: stdin: there is no SQL");
     insta::assert_snapshot!(problem("SELECT * FROM pears;"), @r"error: stdin: there is no table `pears` (tables: pairs); did you mean `pairs`?");
@@ -88,17 +88,17 @@ fn parameters_are_bound_in_the_statements_that_use_them() {
     // The comments before a statement declare its parameters, at any place in the script.
     let text = "-- $n = 3   how many\nSELECT $n AS n;\n\\timing off\n-- x; y\n-- $n = 4\nSELECT $n AS n; -- $n = 5\nSELECT $n AS n;";
     assert_eq!(csv(text, &["n=9"]), "n\n9\nn\n9\nn\n9\n");
-    let said = stderr_of(&mut with(text, &[]), 2);
-    assert!(said.contains("stdin, line 7: $n has no value: add --param n=VALUE"), "{said}");
-    let said = stderr_of(&mut with("SELECT $x AS x;", &["y=1", "x=1"]), 2);
-    assert!(said.contains("--param y=1: the SQL has no $y (its parameters are $x)"), "{said}");
+    let message = stderr_of(&mut with(text, &[]), 2);
+    assert!(message.contains("stdin, line 7: $n has no value: add --param n=VALUE"), "{message}");
+    let message = stderr_of(&mut with("SELECT $x AS x;", &["y=1", "x=1"]), 2);
+    assert!(message.contains("--param y=1: the SQL has no $y (its parameters are $x)"), "{message}");
 }
 
 #[test]
 fn positions_in_errors_are_those_of_the_script() {
     let problem = |text: &str| {
-        let said = stderr_of(&mut from_stdin(text, &[]), 2);
-        said.lines().find(|line| line.starts_with("error: ")).unwrap().to_owned()
+        let message = stderr_of(&mut from_stdin(text, &[]), 2);
+        message.lines().find(|line| line.starts_with("error: ")).unwrap().to_owned()
     };
     let text = "\\timing on\n-- it's; a comment\nSELECT 'é'; /* a /* b; */ */ SELEC 2;";
     insta::assert_snapshot!(problem(text), @"error: stdin: Expected: an SQL statement, found: SELEC at Line: 3, Column: 30");

@@ -476,10 +476,10 @@ fn multilabel_rows_are_counted_per_label() {
     let runs: Value = serde_json::from_str(&stdout_of(runs.arg("SELECT label_rows FROM runs"))).unwrap();
     let (mut all_hits, mut all_either) = (0.0, 0.0);
     for (place, name) in ["long", "it's \"odd\"", "question"].into_iter().enumerate() {
-        let said = |row: &Value| number(&row["probabilities"][place]) >= 0.5;
+        let is_predicted = |row: &Value| number(&row["probabilities"][place]) >= 0.5;
         let so = |row: &Value| row["label"].as_array().unwrap().contains(&json!(name));
         let count = |which: &dyn Fn(&Value) -> bool| rows.iter().filter(|row| which(row)).count() as f64;
-        let (hits, gold, predicted) = (count(&|row| so(row) && said(row)), count(&so), count(&said));
+        let (hits, gold, predicted) = (count(&|row| so(row) && is_predicted(row)), count(&so), count(&is_predicted));
         assert_eq!((&counts[place]["label"], number(&counts[place]["rows_with_it"])), (&json!(name), predicted));
         assert_eq!(number(&runs[0]["label_rows"][place]), predicted, "{name}");
         let f1 = if gold + predicted == 0.0 { 0.0 } else { 2.0 * hits / (gold + predicted) };

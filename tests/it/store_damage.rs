@@ -66,18 +66,18 @@ fn a_flipped_bit_in_a_store_publishes_no_wrong_row() {
         fs::write(store.join(name), bytes).unwrap();
         let _ = fs::remove_file(job.output());
         let output = job.run().args(["--json"]).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(!said.contains("panicked"), "{name} {at} {bit}: {said}");
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!message.contains("panicked"), "{name} {at} {bit}: {message}");
         if let Some(scores) = scores_in(name) {
-            assert!(output.status.success(), "{name} {at} {bit}: {said}");
+            assert!(output.status.success(), "{name} {at} {bit}: {message}");
             let report: Value = serde_json::from_slice(&output.stdout).unwrap();
             assert_eq!(report["rows"]["damaged_scores"], scores, "{name} {at} {bit}: {report:#}");
             assert_eq!(report["rows"]["scored"], scores, "{name} {at} {bit}: {report:#}");
-            assert!(said.contains("is damaged: its checksum is wrong"), "{name} {at} {bit}: {said}");
+            assert!(message.contains("is damaged: its checksum is wrong"), "{name} {at} {bit}: {message}");
             noticed += 1;
         } else if !output.status.success() {
-            assert!(said.starts_with("error: ") || said.contains("\nerror: "), "{name} {at} {bit}: {said}");
-            assert!(!job.output().exists(), "{name} {at} {bit}: {said}");
+            assert!(message.starts_with("error: ") || message.contains("\nerror: "), "{name} {at} {bit}: {message}");
+            assert!(!job.output().exists(), "{name} {at} {bit}: {message}");
             refused += 1;
             continue;
         }
@@ -96,7 +96,7 @@ fn a_flipped_bit_in_a_store_publishes_no_wrong_row() {
     fs::write(store.join(name), bytes).unwrap();
     let text = crate::support::stdout_of(&mut job.run());
     let scores = scores_in(name).unwrap();
-    assert!(text.contains(&format!("{scores} scores in the store damaged and dropped")), "{text}");
+    assert!(text.contains(&format!("{scores} scores damaged in the store, dropped")), "{text}");
     let report = job.report();
     assert_eq!((counts(&report)[1], &report["rows"]["damaged_scores"]), (0, &0.into()), "{report:#}");
     let runs: Value =

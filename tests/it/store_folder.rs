@@ -153,10 +153,10 @@ fn a_folder_that_couplet_did_not_create_is_refused_as_a_store() {
         let first = name.split('/').nth(1).unwrap();
         for command in [&["run"][..], &["plan"], &["runs"], &["store", "gc"]] {
             let arguments = [command, &["pipeline.toml"]].concat();
-            let said = job.error_of(&mut job.couplet(&arguments), 2);
+            let message = job.error_of(&mut job.couplet(&arguments), 2);
             let expected = "is not empty and was not made by couplet: it has ";
-            assert!(said.contains("score.store: ") && said.contains(expected), "{arguments:?}: {said}");
-            assert!(said.split(expected).nth(1).unwrap().starts_with(first), "{arguments:?}: {said}");
+            assert!(message.contains("score.store: ") && message.contains(expected), "{arguments:?}: {message}");
+            assert!(message.split(expected).nth(1).unwrap().starts_with(first), "{arguments:?}: {message}");
         }
         let tree = files_below(&job.path("mine"));
         assert_eq!(tree.len(), 1, "{tree:?}");
@@ -176,10 +176,10 @@ fn a_prefix_that_couplet_did_not_create_is_refused_as_a_store() {
     let job = Job::new(pairs(0, 3)).add("[score]\nstore = \"s3://folder-refused\"");
     bucket.put("data/pairs.csv", "id");
     for command in ["run", "plan", "runs"] {
-        let said = stderr_of(bucket.couplet(&[command, "pipeline.toml"]).current_dir(job.path("")), 2);
+        let message = stderr_of(bucket.couplet(&[command, "pipeline.toml"]).current_dir(job.path("")), 2);
         assert!(
-            said.contains("s3://folder-refused/ is not empty and was not made by couplet: it has data/pairs.csv"),
-            "{said}"
+            message.contains("s3://folder-refused/ is not empty and was not made by couplet: it has data/pairs.csv"),
+            "{message}"
         );
     }
     let objects: Vec<_> = block_on(bucket.client.list(None).try_collect()).unwrap();
@@ -219,14 +219,14 @@ fn a_lost_store_marker_is_restored() {
     damaged[30] ^= 1;
     for damaged in [&damaged[..], b"", &[b'x'; 5000]] {
         fs::write(&marker, damaged).unwrap();
-        let said = job.error(2);
-        assert!(said.contains("has a damaged couplet-store.json; remove that file"), "{said}");
+        let message = job.error(2);
+        assert!(message.contains("has a damaged couplet-store.json; remove that file"), "{message}");
         assert_eq!(fs::read(&marker).unwrap(), damaged);
     }
     let newer = String::from_utf8(before).unwrap().replace("\"couplet_store\":1", "\"couplet_store\":2");
     fs::write(&marker, newer).unwrap();
-    let said = job.error(2);
-    assert!(said.contains("has format 2 and this version of couplet knows 1; update couplet"), "{said}");
+    let message = job.error(2);
+    assert!(message.contains("has format 2 and this version of couplet knows 1; update couplet"), "{message}");
 }
 
 #[cfg(unix)]
@@ -245,8 +245,8 @@ fn a_store_with_links_or_pipes_is_refused_at_once() {
         let refused = || {
             for command in ["run", "plan", "runs"] {
                 let mut command = job.couplet(&[command, "pipeline.toml"]);
-                let said = stderr_of(command.timeout(Duration::from_secs(20)), 2);
-                assert!(said.contains(expected), "{name}: {said}");
+                let message = stderr_of(command.timeout(Duration::from_secs(20)), 2);
+                assert!(message.contains(expected), "{name}: {message}");
             }
         };
         std::os::unix::fs::symlink(&aside, &place).unwrap();
@@ -270,15 +270,15 @@ fn tables_and_sinks_inside_a_store_are_refused() {
     write(&job.path("state/uploads/pairs.csv"), pairs(0, 3));
     let job = job.change("\"pairs.csv\"", "\"state/uploads/*.csv\"");
     for command in ["run", "plan"] {
-        let said = job.error_of(&mut job.couplet(&[command, "pipeline.toml"]), 2);
+        let message = job.error_of(&mut job.couplet(&[command, "pipeline.toml"]), 2);
         let expected =
-            "tables.pairs: state/uploads/*.csv lies in the store state, in which only couplet's own files may be";
-        assert!(said.contains(expected), "{said}");
+            "tables.pairs: state/uploads/*.csv is inside the store state, which may contain only couplet's own files";
+        assert!(message.contains(expected), "{message}");
     }
     assert!(job.path("state/uploads/pairs.csv").exists());
     let job = Job::new(pairs(0, 3)).add("[score]\nstore = \"out/scores_rejected.parquet\"\nerrors = \"quarantine\"");
-    let said = job.error(2);
-    assert!(said.contains("the place of rejected rows") && said.contains("lies in the store"), "{said}");
+    let message = job.error(2);
+    assert!(message.contains("the place of rejected rows") && message.contains("is inside the store"), "{message}");
 }
 
 #[test]
@@ -386,6 +386,6 @@ async fn scores_of_the_previous_version_are_migrated() {
     // Nothing is migrated if a user's file is in the folder.
     downgrade_scores(&job.path("state")).await;
     write(&job.path("state/scores/mine.parquet"), "mine");
-    let said = job.error(2);
-    assert!(said.contains("it has scores/mine.parquet"), "{said}");
+    let message = job.error(2);
+    assert!(message.contains("it has scores/mine.parquet"), "{message}");
 }

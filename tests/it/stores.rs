@@ -25,10 +25,10 @@ fn cut(file: &Path) {
 
 /// The message about a damaged store, without the file's name.
 fn refused(job: &Job, arguments: &[&str], file: &Path) -> String {
-    let said = job.error_of(&mut job.couplet(arguments), 2);
+    let message = job.error_of(&mut job.couplet(arguments), 2);
     let name = file.file_name().unwrap().to_str().unwrap();
-    assert!(said.contains(name) && !said.contains("   0: ") && !said.contains("range"), "{said}");
-    said
+    assert!(message.contains(name) && !message.contains("   0: ") && !message.contains("range"), "{message}");
+    message
 }
 
 #[test]
@@ -38,14 +38,14 @@ fn rows_of_a_damaged_score_file_are_scored_again_with_a_warning() {
     let model = only(&job.path(".couplet/demo/scores"), "model=");
     let file = only(&model, ".parquet");
     cut(&file);
-    let said = stderr_of(&mut job.couplet(&["plan", "pipeline.toml"]), 0);
-    assert!(said.contains("is damaged: its checksum is wrong"), "{said}");
+    let message = stderr_of(&mut job.couplet(&["plan", "pipeline.toml"]), 0);
+    assert!(message.contains("is damaged: its checksum is wrong"), "{message}");
     assert!(file.exists(), "a plan removes nothing");
     let output = job.run().arg("--json").output().unwrap();
-    let said = job.without_paths(&String::from_utf8(output.stderr).unwrap());
+    let message = job.without_paths(&String::from_utf8(output.stderr).unwrap());
     assert!(
-        said.contains("is damaged: its checksum is wrong. Its scores are dropped, and their texts scored anew: 2"),
-        "{said}"
+        message.contains("is damaged: its checksum is wrong. Its scores are dropped, and their texts scored anew: 2"),
+        "{message}"
     );
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((&report["rows"]["scored"], &report["rows"]["damaged_scores"]), (&2.into(), &2.into()), "{report:#}");
@@ -67,13 +67,13 @@ fn a_damaged_log_is_reported_with_the_folder_to_remove() {
     let log = |entry: u8| job.path(&format!(".couplet/demo/runs/_delta_log/{entry:020}.json"));
     cut(&log(1));
     for arguments in [&["runs", "pipeline.toml"][..], &["store", "gc", "pipeline.toml"]] {
-        let said = refused(&job, arguments, &log(1));
-        assert!(said.contains("its log is damaged: DIR/.couplet/demo/runs/_delta_log/"), "{said}");
-        assert!(said.contains("; remove .couplet/demo/runs: the list of runs starts over"), "{said}");
+        let message = refused(&job, arguments, &log(1));
+        assert!(message.contains("its log is damaged: DIR/.couplet/demo/runs/_delta_log/"), "{message}");
+        assert!(message.contains("; remove .couplet/demo/runs: the list of runs starts over"), "{message}");
     }
     fs::write(log(0), "").unwrap();
-    let said = refused(&job, &["runs", "pipeline.toml"], &log(0));
-    assert!(said.contains(" is empty; remove"), "{said}");
+    let message = refused(&job, &["runs", "pipeline.toml"], &log(0));
+    assert!(message.contains(" is empty; remove"), "{message}");
 }
 
 #[test]
@@ -82,8 +82,8 @@ fn a_damaged_run_record_is_reported_with_the_folder_to_remove() {
     job.report();
     let file = only(&job.path(".couplet/demo/runs"), ".parquet");
     cut(&file);
-    let said = refused(&job, &["runs", "pipeline.toml"], &file);
-    assert!(said.contains(" is damaged: ") && said.contains("; remove .couplet/demo/runs: "), "{said}");
+    let message = refused(&job, &["runs", "pipeline.toml"], &file);
+    assert!(message.contains(" is damaged: ") && message.contains("; remove .couplet/demo/runs: "), "{message}");
 }
 
 #[tokio::test]
@@ -92,9 +92,12 @@ async fn a_run_in_progress_is_listed() {
     let runs = || stdout_of(&mut job.couplet(&["runs", "pipeline.toml"]));
     let claim = Claim { run_id: "0198".into(), pipeline: "other".into(), wait: None, lease: Duration::from_secs(60) };
     let held = acquire(&Place::Folder(job.path(".couplet/demo")), &claim).await.unwrap();
-    let said = runs();
-    assert!(said.starts_with("demo has not ended a run yet"), "{said}");
-    assert!(said.contains("\na run is in progress") && said.contains("pipeline `other`, run 0198, process "), "{said}");
+    let message = runs();
+    assert!(message.starts_with("demo has not ended a run yet"), "{message}");
+    assert!(
+        message.contains("\na run is in progress") && message.contains("pipeline `other`, run 0198, process "),
+        "{message}"
+    );
     held.release().await.unwrap();
     assert!(!runs().contains("in progress"));
     job.report();
@@ -104,10 +107,11 @@ async fn a_run_in_progress_is_listed() {
 #[test]
 fn a_limit_of_zero_runs_is_refused() {
     let job = Job::new(PAIRS);
-    let said = stderr_of(&mut job.couplet(&["runs", "pipeline.toml", "-n", "0"]), 2);
+    let message = stderr_of(&mut job.couplet(&["runs", "pipeline.toml", "-n", "0"]), 2);
     assert!(
-        said.contains("invalid value '0' for '--limit <LIMIT>'") && said.contains("expected a whole number, 1 or more"),
-        "{said}"
+        message.contains("invalid value '0' for '--limit <LIMIT>'")
+            && message.contains("expected a whole number, 1 or more"),
+        "{message}"
     );
 }
 
@@ -123,6 +127,6 @@ fn an_evaluation_pipeline_is_not_reported_as_a_training() {
              text = [\"a\", \"b\"]\nmodel = {model:?}\noutput = \"evaluation\"\n"
         ),
     );
-    let said = job.error_of(&mut job.couplet(&["runs", "measure.toml"]), 2);
-    insta::assert_snapshot!(said, @"error: measure.toml: this pipeline does not score, so it has no scores or runs: [source], [model] and [sink] are missing");
+    let message = job.error_of(&mut job.couplet(&["runs", "measure.toml"]), 2);
+    insta::assert_snapshot!(message, @"error: measure.toml: this pipeline does not score, so it has no scores or runs: [source], [model] and [sink] are missing");
 }

@@ -285,8 +285,8 @@ async fn a_pattern_matches_the_names_of_files_in_one_folder() {
 async fn hive_partition_folders_become_columns() {
     let files = nested();
     let sql = "SELECT dt, count(*) AS n, sum(id) AS s FROM t WHERE dt >= '2026-01-01' GROUP BY dt ORDER BY dt";
-    let told = files.sql("t = { uri = 'days/', format = 'csv' }", sql).await;
-    insta::assert_snapshot!(told, @r"
+    let by_folder = files.sql("t = { uri = 'days/', format = 'csv' }", sql).await;
+    insta::assert_snapshot!(by_folder, @r"
     +------------+---+---+
     | dt         | n | s |
     +------------+---+---+
@@ -295,7 +295,7 @@ async fn hive_partition_folders_become_columns() {
     +------------+---+---+
     ");
     let named = files.sql("t = { uri = 'days/', format = 'csv', partitions = ['dt'] }", sql).await;
-    assert_eq!(named, told);
+    assert_eq!(named, by_folder);
     let one = files.sql("t = { uri = 'days/', format = 'csv' }", "SELECT id FROM t WHERE dt = '2026-01-02'").await;
     insta::assert_snapshot!(one, @r"
     +----+
@@ -441,8 +441,8 @@ fn a_sink_that_aliases_a_source_is_refused() {
         let sink = toml.lines().find(|line| line.contains("out/scores.parquet")).unwrap();
         write(&job.path("sink.toml"), toml.replace(sink, &format!("uri = \"{uri}\"")));
         for command in ["run", "plan"] {
-            let said = job.error_of(&mut job.couplet(&[command, "sink.toml"]), 2);
-            assert!(said.contains("would overwrite its own source"), "{command} {uri}: {said}");
+            let message = job.error_of(&mut job.couplet(&[command, "sink.toml"]), 2);
+            assert!(message.contains("would overwrite its own source"), "{command} {uri}: {message}");
         }
         assert_eq!(rows_of(&job.path("pairs.parquet")).len(), 1);
     }
@@ -463,8 +463,8 @@ fn outputs_replace_only_regular_files_and_keep_links() {
     assert!(files.path("link.csv").is_symlink());
     assert_eq!(std::fs::read_to_string(files.path("old.csv")).unwrap(), "x\n1\n");
     for device in ["pipe.csv", "/dev/null"] {
-        let said = files.error(&mut query(device), 1);
-        assert!(said.contains("it is a device or a pipe, and only a file can be replaced"), "{said}");
+        let message = files.error(&mut query(device), 1);
+        assert!(message.contains("it is a device or a pipe, and only a file can be replaced"), "{message}");
         assert!(!files.path(device).is_file());
     }
 }

@@ -83,7 +83,7 @@ fn line_breaks_in_labels_of_a_model_are_escaped() {
     let card = show(&[]);
     assert!(!card.lines().any(|line| line.starts_with("  licence")), "{card}");
     let mut command = crate::support::couplet();
-    let said = stdout_of(command.args(["predict", "one", "two", "--model"]).arg(variant.folder()));
-    quiet(&said);
-    assert_eq!(said.lines().count(), 3, "{said}");
+    let message = stdout_of(command.args(["predict", "one", "two", "--model"]).arg(variant.folder()));
+    quiet(&message);
+    assert_eq!(message.lines().count(), 3, "{message}");
 }

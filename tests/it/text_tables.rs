@@ -36,10 +36,10 @@ fn csv_columns_of_a_folder_are_matched_by_name() {
     assert_eq!(rows(&files, d, "SELECT * FROM t ORDER BY id"), "id,a,b,label\n1,x,y,\n2,X,Y,\n3,X,,\n5,x,y,z\n");
     assert_eq!(rows(&files, d, "SELECT b FROM t WHERE id = 2"), "b\nY\n");
     assert_eq!(rows(&files, d, "SELECT count(*) AS n FROM t"), "n\n4\n");
-    let said = refused(&files, r#"{ uri = "other/", format = "csv" }"#, ALL);
-    assert!(said.contains("DIR/other/b.csv: its columns `question`, `answer` are in no file before"), "{said}");
-    let said = refused(&files, r#"{ uri = "bare/", format = "csv", header = false }"#, ALL);
-    assert!(said.contains("DIR/bare/b.csv: it has 3 fields per line, and the files before it have 2"), "{said}");
+    let message = refused(&files, r#"{ uri = "other/", format = "csv" }"#, ALL);
+    assert!(message.contains("DIR/other/b.csv: its columns `question`, `answer` are in no file before"), "{message}");
+    let message = refused(&files, r#"{ uri = "bare/", format = "csv", header = false }"#, ALL);
+    assert!(message.contains("DIR/bare/b.csv: it has 3 fields per line, and the files before it have 2"), "{message}");
 }
 
 #[test]
@@ -77,37 +77,43 @@ fn a_table_can_set_the_types_of_its_columns() {
     ]);
     let of = |name: &str| format!("{{ uri = \"{name}\", types = {{ x = \"bool\" }} }}");
     assert_eq!(rows(&bools, &of("t.jsonl"), "SELECT x, 1 AS n FROM t"), "x,n\ntrue,1\nfalse,1\ntrue,1\n,1\n");
-    let said = refused(&bools, &of("null.jsonl"), ALL);
-    assert!(said.contains("DIR/null.jsonl:2: `types` declares `x` as bool, and this value is a text of 4"), "{said}");
-    let said = refused(&files, r#"{ uri = "t.csv", types = { zip = "date" } }"#, ALL);
+    let message = refused(&bools, &of("null.jsonl"), ALL);
     assert!(
-        said.contains("DIR/t.csv:2: `types` declares `zip` as date, and this value is a number that begins with 0"),
-        "{said}"
+        message.contains("DIR/null.jsonl:2: `types` declares `x` as bool, and this value is a text of 4"),
+        "{message}"
     );
-    let said = refused(&files, r#"{ uri = "t.jsonl", types = { zip = "date" } }"#, ALL);
-    assert!(said.contains("DIR/t.jsonl:1: `types` declares `zip` as date"), "{said}");
+    let message = refused(&files, r#"{ uri = "t.csv", types = { zip = "date" } }"#, ALL);
+    assert!(
+        message.contains("DIR/t.csv:2: `types` declares `zip` as date, and this value is a number that begins with 0"),
+        "{message}"
+    );
+    let message = refused(&files, r#"{ uri = "t.jsonl", types = { zip = "date" } }"#, ALL);
+    assert!(message.contains("DIR/t.jsonl:1: `types` declares `zip` as date"), "{message}");
     for table in ["t.csv", "t.jsonl"] {
-        let said = refused(&files, &format!("{{ uri = \"{table}\", types = {{ zpi = \"text\" }} }}"), ALL);
-        assert!(said.contains("`types` names a column `zpi`, and there is none (columns: id, zip, "), "{said}");
+        let message = refused(&files, &format!("{{ uri = \"{table}\", types = {{ zpi = \"text\" }} }}"), ALL);
+        assert!(message.contains("`types` names a column `zpi`, and there is none (columns: id, zip, "), "{message}");
     }
-    let said = refused(&files, r#"{ uri = "t.csv", types = { zip = "string" } }"#, ALL);
-    assert!(said.contains("`tables.t.types.zip` cannot be \"string\"") && said.contains("text, int, float"), "{said}");
+    let message = refused(&files, r#"{ uri = "t.csv", types = { zip = "string" } }"#, ALL);
+    assert!(
+        message.contains("`tables.t.types.zip` cannot be \"string\"") && message.contains("text, int, float"),
+        "{message}"
+    );
 }
 
 #[test]
 fn the_escape_option_escapes_quotes() {
     let files =
         Files::new([("t.csv", "id,a,b\n1,\"He said \\\"hi, you\\\" now\",b\n2,\"x \\\"y\\\" z\",d\n".as_bytes())]);
-    let said = refused(&files, "t.csv", ALL);
+    let message = refused(&files, "t.csv", ALL);
     assert!(
-        said.contains("DIR/t.csv:2: field 2 continues after its closing quotation mark")
-            && said.contains("escape = \"\\\\\""),
-        "{said}"
+        message.contains("DIR/t.csv:2: field 2 continues after its closing quotation mark")
+            && message.contains("escape = \"\\\\\""),
+        "{message}"
     );
     let table = r#"{ uri = "t.csv", escape = "\\" }"#;
     assert_eq!(rows(&files, table, "SELECT a FROM t"), "a\n\"He said \"\"hi, you\"\" now\"\n\"x \"\"y\"\" z\"\n");
-    let said = refused(&files, r#"{ uri = "t.csv", escape = "\\", quote = false }"#, ALL);
-    assert!(said.contains("`escape` needs quoted fields"), "{said}");
+    let message = refused(&files, r#"{ uri = "t.csv", escape = "\\", quote = false }"#, ALL);
+    assert!(message.contains("`escape` needs quoted fields"), "{message}");
 }
 
 /// A file whose beginning, from which types are inferred, has only numbers.
@@ -131,16 +137,19 @@ fn a_value_that_does_not_fit_its_column_type_is_named_by_line() {
     let key = far_down("", |id| format!("{{\"id\":{id},\"a\":\"{filler}\"}}"), "{\"id\":1,\"late\":1}\n");
     let json_lines = json.iter().filter(|byte| **byte == b'\n').count();
     let files = Files::new([("t.csv", &csv[..]), ("t.jsonl", &json), ("key.jsonl", &key)]);
-    let said = refused(&files, "t.csv", "SELECT max(id) FROM t");
-    assert!(said.contains(&format!("DIR/t.csv:{lines}: `id` was inferred as int, and this value is a text of 9 characters; {{ uri = \"…\", types = {{ id = \"text\" }} }} reads the column as text")), "{said}");
-    assert!(!said.contains("secret"), "{said}");
-    let said = refused(&files, "t.jsonl", "SELECT max(id) FROM t");
+    let message = refused(&files, "t.csv", "SELECT max(id) FROM t");
+    assert!(message.contains(&format!("DIR/t.csv:{lines}: `id` was inferred as int, and this value is a text of 9 characters; {{ uri = \"…\", types = {{ id = \"text\" }} }} reads the column as text")), "{message}");
+    assert!(!message.contains("secret"), "{message}");
+    let message = refused(&files, "t.jsonl", "SELECT max(id) FROM t");
     assert!(
-        said.contains(&format!("DIR/t.jsonl:{json_lines}: `id` was inferred as int")) && !said.contains("secret"),
-        "{said}"
+        message.contains(&format!("DIR/t.jsonl:{json_lines}: `id` was inferred as int")) && !message.contains("secret"),
+        "{message}"
     );
-    let said = refused(&files, "key.jsonl", "SELECT max(id) FROM t");
-    assert!(said.contains(&format!("DIR/key.jsonl:{json_lines}: the key `late` was in none of the lines")), "{said}");
+    let message = refused(&files, "key.jsonl", "SELECT max(id) FROM t");
+    assert!(
+        message.contains(&format!("DIR/key.jsonl:{json_lines}: the key `late` was in none of the lines")),
+        "{message}"
+    );
     let table = r#"{ uri = "key.jsonl", types = { late = "int" } }"#;
     assert_eq!(rows(&files, table, "SELECT max(late) AS late FROM t"), "late\n1\n");
 }
@@ -149,8 +158,8 @@ fn a_value_that_does_not_fit_its_column_type_is_named_by_line() {
 fn csv_error_messages_do_not_contain_values() {
     let files = Files::new([("t.csv", b"id,a\n1,secret caf\xE9\n".as_slice()), ("u.csv", b"id,a\n1,x\n2,secret,y\n")]);
     for name in ["t.csv", "u.csv"] {
-        let said = refused(&files, name, ALL);
-        assert!(!said.contains("secret"), "{said}");
+        let message = refused(&files, name, ALL);
+        assert!(!message.contains("secret"), "{message}");
     }
 }
 
@@ -184,8 +193,8 @@ fn json_escapes_are_decoded() {
     )]);
     assert_eq!(rows(&files, "t.jsonl", "SELECT \"𠮷\" AS a FROM t"), "a\n𠮷 😀 ü \\ud842\\udfb7\n");
     let half = Files::new([("t.jsonl", b"{\"a\":\"x\"}\n{\"a\":\"\\ud83d here\"}\n".as_slice())]);
-    let said = refused(&half, "t.jsonl", ALL);
-    assert!(said.contains("DIR/t.jsonl:2: not a JSON object: an unpaired surrogate at column 7"), "{said}");
+    let message = refused(&half, "t.jsonl", ALL);
+    assert!(message.contains("DIR/t.jsonl:2: not a JSON object: an unpaired surrogate at column 7"), "{message}");
 }
 
 #[test]
@@ -205,8 +214,8 @@ fn json_values_of_mixed_types_are_text() {
         ("{\"a\":1} {\"a\":2}\n", "t.jsonl:1: not a JSON object: a second object on the line; write one per line"),
     ] {
         let files = Files::new([("t.jsonl", text.as_bytes())]);
-        let said = refused(&files, "t.jsonl", ALL);
-        assert!(said.contains(problem), "{said}");
+        let message = refused(&files, "t.jsonl", ALL);
+        assert!(message.contains(problem), "{message}");
     }
 }
 
@@ -219,8 +228,8 @@ fn json_read_in_parallel_gives_the_same_rows() {
     let sql = "SELECT count(*) AS n, sum(id) AS s, count(DISTINCT id) AS d FROM t";
     assert_eq!(rows(&files, "t.jsonl", sql), "n,s,d\n200000,19999900000,200000\n");
     let broken = Files::new([("t.jsonl", format!("{json}{{\"id\":x}}\n").as_bytes())]);
-    let said = refused(&broken, "t.jsonl", sql);
-    assert!(said.contains("DIR/t.jsonl:200001: not a JSON object: expected a value at column 7"), "{said}");
+    let message = refused(&broken, "t.jsonl", sql);
+    assert!(message.contains("DIR/t.jsonl:200001: not a JSON object: expected a value at column 7"), "{message}");
 }
 
 #[test]
@@ -240,10 +249,10 @@ fn partition_folder_names_are_columns() {
     assert_eq!(rows(&files, d, "SELECT id FROM t WHERE region IS NULL"), "id\n2\n");
     assert_eq!(rows(&files, d, "SELECT id FROM t WHERE region = 'a b' AND dt < '2026-01-02'"), "id\n1\n");
     assert_eq!(rows(&files, d, "SELECT id FROM t WHERE dt = '2026-01-02' AND id < 3"), "id\n2\n");
-    let said = refused(&files, r#"{ uri = "mixed/", format = "csv" }"#, ALL);
-    assert!(said.contains("DIR/mixed/p.csv: "), "{said}");
-    let said = refused(&files, r#"{ uri = "d/", format = "csv", partitions = ["day"] }"#, ALL);
-    assert!(said.contains("DIR/d/dt=2026-01-01/region=a%20b/p.csv: it is not in a folder day=…/"), "{said}");
+    let message = refused(&files, r#"{ uri = "mixed/", format = "csv" }"#, ALL);
+    assert!(message.contains("DIR/mixed/p.csv: "), "{message}");
+    let message = refused(&files, r#"{ uri = "d/", format = "csv", partitions = ["day"] }"#, ALL);
+    assert!(message.contains("DIR/d/dt=2026-01-01/region=a%20b/p.csv: it is not in a folder day=…/"), "{message}");
 }
 
 #[test]
@@ -273,31 +282,32 @@ fn a_folder_reports_the_files_that_it_skips() {
     query.current_dir(files.path("")).args(["query", "--format", "csv", "SELECT sum(id) AS s FROM t", "--table", d]);
     let output = query.output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout), "s\n3\n");
-    let said = String::from_utf8_lossy(&output.stderr);
+    let message = String::from_utf8_lossy(&output.stderr);
     for part in [
         "._a.csv, _part.csv (hidden",
         "below/a.csv (in a folder",
         "a.csv.part, c.jsonl (with another extension)",
         "link.csv (a broken link)",
     ] {
-        assert!(said.contains(part), "{part}: {said}");
+        assert!(message.contains(part), "{part}: {message}");
     }
-    assert!(!said.contains("_SUCCESS") && !said.contains(".crc"), "{said}");
+    assert!(!message.contains("_SUCCESS") && !message.contains(".crc"), "{message}");
     assert_eq!(rows(&files, r#"{ uri = "plain/", format = "csv" }"#, ALL), "id\n1\n");
     let tabs = r#"{ uri = "tabs/", format = "csv", delimiter = "\t" }"#;
     assert_eq!(rows(&files, tabs, ALL), "id,n\n1,2\n");
     let hive = r#"t={ uri = "hive/", format = "csv" }"#;
     let mut query = couplet();
-    let said = stderr_of(query.current_dir(files.path("")).args(["query", "SELECT id FROM t", "--table", hive]), 0);
-    assert!(said.contains("dt=1/link.csv (a broken link)"), "{said}");
+    let message = stderr_of(query.current_dir(files.path("")).args(["query", "SELECT id FROM t", "--table", hive]), 0);
+    assert!(message.contains("dt=1/link.csv (a broken link)"), "{message}");
     assert_eq!(rows(&files, r#"{ uri = "json/", format = "json" }"#, "SELECT sum(id) AS s FROM t"), "s\n6\n");
-    let said = refused(&files, "json/", ALL);
+    let message = refused(&files, "json/", ALL);
     assert!(
-        said.contains("folder json/ has no *.parquet file; it has ") && said.contains("format = \"json\" } reads"),
-        "{said}"
+        message.contains("folder json/ has no *.parquet file; it has ")
+            && message.contains("format = \"json\" } reads"),
+        "{message}"
     );
-    let said = refused(&files, "d/link.csv", ALL);
-    assert!(said.contains("d/link.csv is a link to ") && said.contains("which does not exist"), "{said}");
+    let message = refused(&files, "d/link.csv", ALL);
+    assert!(message.contains("d/link.csv is a link to ") && message.contains("which does not exist"), "{message}");
 }
 
 #[test]
@@ -389,9 +399,12 @@ fn a_truncated_gz_file_is_reported_as_broken() {
     assert!(status.success());
     let whole = std::fs::read(files.path("u.csv.gz")).unwrap();
     write(&files.path("cut.csv.gz"), &whole[..whole.len() / 2]);
-    let said = refused(&files, "cut.csv.gz", ALL);
-    assert!(said.contains("DIR/cut.csv.gz: it cannot be decompressed: ") && said.contains("was it cut off"), "{said}");
+    let message = refused(&files, "cut.csv.gz", ALL);
+    assert!(
+        message.contains("DIR/cut.csv.gz: it cannot be decompressed: ") && message.contains("was it cut off"),
+        "{message}"
+    );
     write(&files.path("named.csv"), &whole);
-    let said = refused(&files, "named.csv", ALL);
-    assert!(said.contains("DIR/named.csv: it is compressed with gzip"), "{said}");
+    let message = refused(&files, "named.csv", ALL);
+    assert!(message.contains("DIR/named.csv: it is compressed with gzip"), "{message}");
 }

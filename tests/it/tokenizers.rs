@@ -192,10 +192,10 @@ fn refused(variant: &Variant, file: &str, expected: &str) {
         let mut command = couplet();
         // Allows for a debug build on a busy machine.
         command.args(arguments).arg(variant.folder()).timeout(Duration::from_secs(30));
-        let said = stderr_of(&mut command, 2);
+        let message = stderr_of(&mut command, 2);
         let named = format!("cannot read {}: ", variant.path(file).display());
-        assert!(said.contains(&named) && said.contains(expected), "{said}");
-        assert!(said.len() < 1000, "{} bytes", said.len());
+        assert!(message.contains(&named) && message.contains(expected), "{message}");
+        assert!(message.len() < 1000, "{} bytes", message.len());
     }
 }
 

@@ -243,9 +243,9 @@ fn a_run_with_incompatible_types_is_refused() {
     job.report();
     let refused = |values: ArrayRef, expected: &str| {
         parquet(&job.path("data/a.parquet"), &pairs(2, values));
-        let said = job.error(2);
-        assert!(said.contains(expected) && said.contains("out/run=000001-"), "{said}");
-        assert!(said.contains("this run") && said.contains("column `v`"), "{said}");
+        let message = job.error(2);
+        assert!(message.contains(expected) && message.contains("out/run=000001-"), "{message}");
+        assert!(message.contains("this run") && message.contains("column `v`"), "{message}");
     };
     refused(Arc::new(StringArray::from(vec!["x"])), "Utf8");
     refused(Arc::new(arrow::array::BooleanArray::from(vec![true])), "Boolean");
@@ -259,10 +259,10 @@ fn values_that_a_table_cannot_hold_are_refused_before_scoring() {
     let refused = |job: &Job, value: u64, expected: &str| {
         let ids = UInt64Array::from(vec![1, value]);
         parquet(&job.path("data/a.parquet"), &pairs(1, Arc::new(ids)));
-        let said = job.error(2);
-        assert!(said.contains("column `v` does not fit the table") && said.contains(expected), "{said}");
+        let message = job.error(2);
+        assert!(message.contains("column `v` does not fit the table") && message.contains(expected), "{message}");
         let scores = job.path("store/scores").read_dir().map_or(0, Iterator::count);
-        assert_eq!(scores, 0, "{said}");
+        assert_eq!(scores, 0, "{message}");
     };
     let store = |job: Job| job.add("[score]\nstore = \"store\"");
     // The table does not exist yet, and Delta has no unsigned integers.
@@ -404,9 +404,12 @@ fn types_of_files_are_widened_or_both_files_are_named() {
     let categories: DictionaryArray<Int8Type> = ["c"].into_iter().collect();
     assert_eq!(values(both(Arc::new(categories), Arc::clone(&text))), json!(["c", "x"]));
     for (one, two) in [(int64((1 << 53) + 1), float()), (nano(), micro(i64::MAX)), (int64(1), text)] {
-        let said = both(one, two).error(2);
-        assert!(said.contains("column `v` is ") && said.contains("no type holds the values of both exactly"), "{said}");
-        assert!(said.contains("data/1.parquet") && said.contains("data/2.parquet"), "{said}");
+        let message = both(one, two).error(2);
+        assert!(
+            message.contains("column `v` is ") && message.contains("no type holds the values of both exactly"),
+            "{message}"
+        );
+        assert!(message.contains("data/1.parquet") && message.contains("data/2.parquet"), "{message}");
     }
 }
 
@@ -435,8 +438,8 @@ fn arrow_files_that_differ_are_named() {
     let rows = pairs(1, Arc::new(Int64Array::from(vec![1])));
     arrow(&job.path("data/1.arrow"), &rows);
     arrow(&job.path("data/2.arrow"), &rows.project(&[0, 2, 1, 3]).unwrap());
-    let said = job.error(2);
-    assert!(said.contains("column 2 is `a` Utf8 in ") && said.contains(" and `b` Utf8 in "), "{said}");
+    let message = job.error(2);
+    assert!(message.contains("column 2 is `a` Utf8 in ") && message.contains(" and `b` Utf8 in "), "{message}");
 }
 
 #[test]
@@ -489,13 +492,16 @@ fn every_type_is_written_or_its_column_is_named() {
         DataType::Struct(vec![union].into()),
     ] {
         let job = arrow_rows(new_null_array(&unknown, 1), &[]);
-        let said = job.error(2);
-        assert!(said.contains("column `v` is ") && said.contains("which no Parquet file can hold; CAST it"), "{said}");
-        let said = stderr_of(
+        let message = job.error(2);
+        assert!(
+            message.contains("column `v` is ") && message.contains("which no Parquet file can hold; CAST it"),
+            "{message}"
+        );
+        let message = stderr_of(
             &mut job.couplet(&["query", "--pipeline", "pipeline.toml", "SELECT v FROM pairs", "-o", "x.parquet"]),
             2,
         );
-        assert!(said.contains("column `v` is "), "{said}");
+        assert!(message.contains("column `v` is "), "{message}");
     }
 }
 
@@ -520,8 +526,8 @@ fn dates_far_from_today_are_printed_as_dates() {
 fn a_distant_date_as_a_duplicate_id_is_named() {
     let job = job().change("SELECT * FROM pairs", "SELECT v AS id, a, b FROM pairs");
     parquet(&job.path("data/a.parquet"), &pairs(1, Arc::new(Date32Array::from(vec![i32::MAX, i32::MAX]))));
-    let said = job.error(2);
-    assert!(said.contains("\"+5881580-07-11\" 2 times"), "{said}");
+    let message = job.error(2);
+    assert!(message.contains("\"+5881580-07-11\" 2 times"), "{message}");
 }
 
 #[test]
@@ -544,7 +550,7 @@ fn init_accepts_decimals_uuids_and_bytes_as_ids() {
         let made = job.couplet(&["init", "new", "--from", "data/a.parquet"]).output().unwrap();
         assert!(made.status.success(), "{kind}: {}", String::from_utf8_lossy(&made.stderr));
         let pipeline = std::fs::read_to_string(job.path("new/pipeline.toml")).unwrap();
-        assert!(pipeline.contains("by its name, and no two of the 2 rows share it"), "{kind}: {pipeline}");
+        assert!(pipeline.contains("by its name; unique in all 2 rows"), "{kind}: {pipeline}");
     }
 }
 
@@ -590,7 +596,7 @@ fn uuids_are_ids_and_come_out_as_text() {
         stderr_of(init.arg(golden("tiny-distilbert")), 0);
         let pipeline = std::fs::read_to_string(job.path("new/pipeline.toml")).unwrap();
         let chosen = pipeline.lines().find(|line| line.starts_with("id = \"id\""));
-        let why = "by its name, and no two of the 2 rows share it";
+        let why = "by its name; unique in all 2 rows";
         assert!(chosen.is_some_and(|line| line.contains(why)), "{pipeline}");
         stderr_of(&mut job.couplet(&["run", "new/pipeline.toml"]), 0);
         let mut rows = rows_of(&job.path("new/out/predictions.parquet"));
@@ -604,8 +610,11 @@ fn uuids_are_ids_and_come_out_as_text() {
 fn encrypted_parquet_is_reported_as_encrypted() {
     let job = job();
     write(&job.path("data/a.parquet"), b"PARE\0\0\0\0\0\0\0\0\x04\0\0\0PARE");
-    let said = job.error(2);
-    assert!(said.contains("data/a.parquet: it is an encrypted Parquet file, which couplet cannot read"), "{said}");
+    let message = job.error(2);
+    assert!(
+        message.contains("data/a.parquet: it is an encrypted Parquet file, which couplet cannot read"),
+        "{message}"
+    );
 }
 
 /// A Delta table `table` of three ids, whose file has another name for its column.

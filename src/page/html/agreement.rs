@@ -4,7 +4,7 @@ use couplet_storage::words::grouped;
 use couplet_train::statistics::metrics::LabelScores;
 use maud::{Markup, html as markup};
 
-use super::{MOST_LABELS, MOST_LISTED, figures, percent, tile};
+use super::{MAX_LABELS, MAX_LISTED, figures, percent, tile};
 use crate::frequent::most_frequent;
 use crate::page::charts;
 use crate::page::judged::Judged;
@@ -26,7 +26,7 @@ pub(super) fn agreement(judged: &Judged) -> Markup {
                     }
                     div.charts {
                         (figures(charts::agreement(judged)))
-                        @if labels.len() <= MOST_LABELS { div { (matrix(labels, confusion)) } }
+                        @if labels.len() <= MAX_LABELS { div { (matrix(labels, confusion)) } }
                     }
                     (label_scores(by_label))
                     @if !unknown.is_empty() {
@@ -94,7 +94,7 @@ fn label_scores(labels: &[LabelScores]) -> Markup {
         div.scroll {
             table {
                 tr { th { "label" } th.n { "rows" } th.n { "predicted" } th.n { "precision" } th.n { "recall" } th.n { "F1" } }
-                @for label in most_frequent(labels, MOST_LISTED, |label| label.scores.support).into_iter().map(|i| &labels[i]) {
+                @for label in most_frequent(labels, MAX_LISTED, |label| label.scores.support).into_iter().map(|i| &labels[i]) {
                     @let scores = &label.scores;
                     tr {
                         td.short dir="auto" { (label.label) }
@@ -105,6 +105,6 @@ fn label_scores(labels: &[LabelScores]) -> Markup {
                 }
             }
         }
-        @if labels.len() > MOST_LISTED { p.faint { (labels.len() - MOST_LISTED) " less frequent labels are in the JSON report." } }
+        @if labels.len() > MAX_LISTED { p.faint { (labels.len() - MAX_LISTED) " less frequent labels are in the JSON report." } }
     }
 }

@@ -7,7 +7,7 @@ use maud::{Markup, html as markup};
 use serde_json::Value;
 
 use super::agreement::matrix;
-use super::{MOST_LABELS, MOST_LISTED, figures, short_number};
+use super::{MAX_LABELS, MAX_LISTED, figures, short_number};
 use crate::page::{Document, Refused, charts};
 
 /// Renders a training document.
@@ -85,7 +85,7 @@ pub(super) fn evaluated(evaluation: &Document) -> Markup {
     let labels: Vec<String> = serde_json::from_value(json["labels"].clone()).unwrap_or_default();
     let confusion: Vec<Vec<u64>> =
         serde_json::from_value(json["confusion"]["gold_by_predicted"].clone()).unwrap_or_default();
-    let is_matrix = !confusion.is_empty() && confusion.len() == labels.len() && labels.len() <= MOST_LABELS;
+    let is_matrix = !confusion.is_empty() && confusion.len() == labels.len() && labels.len() <= MAX_LABELS;
     let level = json["level"].as_f64().map(|level| format!("{} % interval", 100.0 * level));
     markup! {
         section {
@@ -131,7 +131,7 @@ fn slice_table(slices: &Value) -> Markup {
         div.scroll {
             table {
                 tr { th { "value" } th.n { "rows" } @for metric in &metrics { th.n { (metric) } } }
-                @for slice in slices.iter().take(MOST_LISTED) {
+                @for slice in slices.iter().take(MAX_LISTED) {
                     tr {
                         td.short dir="auto" { (slice["value"].as_str().unwrap_or("NULL")) }
                         td.n { (slice["rows"].as_u64().map_or_else(String::new, grouped)) }

@@ -66,7 +66,7 @@ impl PlannedCluster {
                 folders.collect::<Vec<_>>().join("; ")
             ));
         }
-        notes.push("speed and time are those of this machine alone".into());
+        notes.push("speed and time are measured on this machine only".into());
         notes
     }
 

@@ -194,7 +194,7 @@ struct Opened {
     context: SessionContext,
     models: Arc<Models>,
     resources: session::Resources,
-    /// Duration of opening, in seconds.
+    /// Duration of opening the tables, in seconds.
     seconds: f64,
 }
 
@@ -266,11 +266,11 @@ impl Planner<'_> {
     }
 }
 
-/// A model to plan with: the model itself, or a stand-in.
+/// A model to plan with: the model itself, or its substitute if it does not exist yet.
 struct PlanningModel {
     scorer: Scorer,
-    /// The folder of the encoder that stands in for a model that does not exist yet.
-    stand_in: Option<PathBuf>,
+    /// The folder of the encoder that is used in place of a model that does not exist yet.
+    substitute: Option<PathBuf>,
     /// Duration of loading, in seconds.
     seconds: f64,
 }

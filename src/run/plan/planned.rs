@@ -131,7 +131,7 @@ pub struct PlannedScoring {
     pub seconds: Seconds,
     /// The model's place, for display.
     pub model: String,
-    /// The model's fingerprint, or the stand-in for a model that is still to be trained.
+    /// The model's fingerprint, or the substitute for a model that is still to be trained.
     pub fingerprint: Result<String, String>,
     /// Numeric precision of the encoder.
     pub precision: String,

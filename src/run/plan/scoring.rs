@@ -39,7 +39,7 @@ use crate::error::Error;
 pub(in crate::run) const SAMPLE: u64 = 8192;
 
 /// Maximum number of labels listed.
-const MOST_LABELS: usize = 12;
+const MAX_LABELS: usize = 12;
 
 impl Planner<'_> {
     pub(super) async fn score(
@@ -57,16 +57,16 @@ impl Planner<'_> {
             .map_err(|e| Error::source(pipeline, &scoring.source.query, e, &context))?;
         self.explain(plan, "the source query", source.frame()).await;
         sinks::look(pipeline, scoring, &output_schema(source.schema())).await?;
-        let stand = self.model(&scoring.model, &models).await?;
+        let loaded = self.model(&scoring.model, &models).await?;
         let changes = self.changes(scoring, plan);
-        note_stand_in(scoring, &stand, changes, plan);
-        let scorer = &stand.scorer;
+        note_substitute(scoring, &loaded, changes, plan);
+        let scorer = &loaded.scorer;
 
         let reading = Instant::now();
         let labels = scorer.model().config.labels.len();
         let read = self.read(scoring, &context, &source, labels, resources, plan).await?;
         let staged = &read.staged;
-        let known = match &stand.stand_in {
+        let known = match &loaded.substitute {
             None if !self.options.fresh && !changes => match &store {
                 Some(store) => Some(ScoreStore::open_read_only(store, model_class(scorer)).await?),
                 None => None,
@@ -106,7 +106,7 @@ impl Planner<'_> {
             rejected: staged.rejected(),
             labels: self.labels(staged, scoring, scorer, plan).await.map_err(|e| self.rows_failed(&e))?,
             seconds: Seconds {
-                loading: opening + stand.seconds,
+                loading: opening + loaded.seconds,
                 reading,
                 scoring: tried.seconds(pending.texts),
                 publishing: written.seconds_per_row * staged.len() as f64 + read.one_pass,
@@ -114,7 +114,7 @@ impl Planner<'_> {
             lengths: tried.lengths,
             pace: tried.pace,
             model: readable_place(&scoring.model.location.place),
-            fingerprint: match &stand.stand_in {
+            fingerprint: match &loaded.substitute {
                 None => Ok(scorer.model().fingerprint.as_str().to_owned()),
                 Some(path) => Err(readable(path).display().to_string()),
             },
@@ -181,7 +181,7 @@ impl Planner<'_> {
         Ok(Tried { lengths, pace, seconds_per_text })
     }
 
-    /// Loads a model, or its stand-in if it does not exist yet.
+    /// Loads a model, or its substitute if it does not exist yet.
     pub(super) async fn model(&self, settings: &ModelSettings, models: &Models) -> Result<PlanningModel, Error> {
         let began = Instant::now();
         let place = &settings.location.place;
@@ -192,13 +192,13 @@ impl Planner<'_> {
             let name = inputs.name().to_owned();
             let loading = tokio::task::spawn_blocking(move || Scorer::untrained(&inputs, options, &pool));
             let scorer = loading.await.map_err(|_| ScorerError::Stopped)??;
-            return Ok(PlanningModel { scorer, stand_in: Some(name), seconds: began.elapsed().as_secs_f64() });
+            return Ok(PlanningModel { scorer, substitute: Some(name), seconds: began.elapsed().as_secs_f64() });
         }
         if let Some(error) = missing_model(settings) {
             return Err(error);
         }
         let scorer = models.get(&model_name(settings)).await?;
-        Ok(PlanningModel { scorer, stand_in: None, seconds: began.elapsed().as_secs_f64() })
+        Ok(PlanningModel { scorer, substitute: None, seconds: began.elapsed().as_secs_f64() })
     }
 
     /// Returns true if an earlier stage of the plan replaces the existing model.
@@ -238,7 +238,7 @@ impl Planner<'_> {
         }
         let counts = rows.aggregate(vec![column(label)], vec![count(lit(1)).alias("__rows")])?;
         let counts = counts.sort(vec![col("__rows").sort(false, false), column(label).sort(true, false)])?;
-        let counts = counts.limit(0, Some(MOST_LABELS + 1))?.collect().await?;
+        let counts = counts.limit(0, Some(MAX_LABELS + 1))?.collect().await?;
         let mut found: Vec<(Option<String>, i64)> = Vec::new();
         for batch in &counts {
             let n = batch.column(1).as_primitive::<Int64Type>();
@@ -247,18 +247,18 @@ impl Planner<'_> {
         let config = &scorer.model().config;
         let unknown = found.iter().filter_map(|(name, _)| name.as_ref()).find(|name| !config.labels.contains(name));
         if let (Problem::SingleLabel, Some(unknown)) = (config.problem, unknown) {
-            let more = if config.labels.len() > MOST_LABELS { ", …" } else { "" };
+            let more = if config.labels.len() > MAX_LABELS { ", …" } else { "" };
             plan.notes.push(format!(
                 "label `{label}` has the value {unknown:?}, which is not among the model's labels ({}{more}); queries that \
                  compare them with predicted_label need a CASE in the source query",
-                config.labels[..config.labels.len().min(MOST_LABELS)].join(", ")
+                config.labels[..config.labels.len().min(MAX_LABELS)].join(", ")
             ));
         }
-        let more = if found.len() > MOST_LABELS { " · and more" } else { "" };
+        let more = if found.len() > MAX_LABELS { " · and more" } else { "" };
         let named = |(name, n): &(Option<String>, i64)| {
             format!("{} {}", name.as_deref().unwrap_or("NULL"), couplet_storage::words::grouped(n.unsigned_abs()))
         };
-        let named = found.iter().take(MOST_LABELS).map(named).collect::<Vec<_>>().join(" · ");
+        let named = found.iter().take(MAX_LABELS).map(named).collect::<Vec<_>>().join(" · ");
         Ok(Some(format!("{named}{more}")))
     }
 
@@ -323,12 +323,12 @@ struct Written {
     bytes_per_row: f64,
 }
 
-/// Adds a note if sizes and times are those of a stand-in, or if the model's scores will not be valid any more.
-fn note_stand_in(scoring: &Scoring, stand: &PlanningModel, changes: bool, plan: &mut Plan) {
-    if let Some(path) = &stand.stand_in {
+/// Adds a note if sizes and times are those of a substitute, or if the model's scores will not be valid any more.
+fn note_substitute(scoring: &Scoring, loaded: &PlanningModel, changes: bool, plan: &mut Plan) {
+    if let Some(path) = &loaded.substitute {
         let model = readable_place(&scoring.model.location.place);
-        let stands = readable(path).display().to_string();
-        plan.notes.push(format!("{model} does not exist yet: sizes and times are those of {stands}"));
+        let substitute = readable(path).display().to_string();
+        plan.notes.push(format!("{model} does not exist yet: sizes and times are those of {substitute}"));
     } else if changes {
         plan.notes.push("the model will be trained again, so none of its scores are cached".into());
     }

@@ -83,7 +83,7 @@ impl Plan {
         if unexpected.is_empty() {
             return Ok(());
         }
-        lines.add("outside", format!("besides sink and store it writes outside its folder: {}", unexpected.join(", ")))
+        lines.add("outside", format!("other places outside the pipeline's folder: {}", unexpected.join(", ")))
     }
 }
 
@@ -98,7 +98,7 @@ impl PlannedTraining {
         };
         let unit = if self.texts { "sequence" } else { "row" };
         let mut lines = vec![format!(
-            "{} · {} to learn from, {} held out · {} tokens an epoch, {} cut",
+            "{} · {} for training, {} held out · {} tokens per epoch, {} truncated",
             counted(self.rows as u64, what),
             counted(trial.rows as u64, unit),
             grouped(trial.held_out as u64),
@@ -112,7 +112,7 @@ impl PlannedTraining {
         lines.push(match trial.standing {
             Standing::New => steps,
             Standing::Resumes(done) => format!("{steps}, of which {} are done and saved", grouped(done)),
-            Standing::Done => "nothing to do: base, rows and settings are those of the model that is there".into(),
+            Standing::Done => "nothing to do: the existing model has the same base, rows and settings".into(),
             Standing::ToCalibrate => "only calibration and evaluation: the model is trained already".into(),
             Standing::Rejected => "nothing to do: promote_if rejected this model before".into(),
         });
@@ -158,7 +158,7 @@ impl PlannedScoring {
         };
         let mut parts =
             vec![format!("{} read{limited}", grouped(self.rows)), format!("{} to score", grouped(self.texts))];
-        for (n, what) in [(self.remembered, "remembered"), (self.repeated, "repeated")] {
+        for (n, what) in [(self.remembered, "cached"), (self.repeated, "repeated")] {
             if n > 0 {
                 parts.push(format!("{} {what}", grouped(n)));
             }
@@ -178,10 +178,7 @@ impl PlannedScoring {
             let share = if padded == 0 { 0.0 } else { 100.0 * lengths.padding as f64 / padded as f64 };
             lines.add(
                 "padding",
-                format!(
-                    "{} tokens avoided ({share:.1} % of what batches of {PADDED_BATCH} would run)",
-                    grouped(padding)
-                ),
+                format!("{} tokens avoided ({share:.1} % of padded batches of {PADDED_BATCH})", grouped(padding)),
             )?;
             if let Some(pace) = self.pace {
                 lines.add("speed", speed(pace, lengths))?;
@@ -202,7 +199,7 @@ impl PlannedScoring {
         )?;
         let named = match &self.fingerprint {
             Ok(fingerprint) => fingerprint[..fingerprint.len().min(16)].to_owned(),
-            Err(stands_for_it) => format!("does not exist yet; planned with {stands_for_it}"),
+            Err(substitute) => format!("does not exist yet; planned with {substitute}"),
         };
         lines.add("model", format!("{} ({named}, {})", self.model, self.precision))?;
         lines.add(
@@ -215,9 +212,9 @@ impl PlannedScoring {
 impl Lengths {
     fn in_words(&self, texts: u64) -> String {
         let sample =
-            if self.all { String::new() } else { format!(", by {} of the texts", grouped(self.sampled as u64)) };
+            if self.all { String::new() } else { format!(", from a sample of {} texts", grouped(self.sampled as u64)) };
         format!(
-            "{} in all · half have at most {}, 90 % {}, 99 % {}, the longest {}{sample}",
+            "{} in all · per text: median {}, p90 {}, p99 {}, maximum {}{sample}",
             grouped(self.tokens_of(texts)),
             self.p50,
             self.p90,
@@ -231,7 +228,7 @@ impl Lengths {
         match self.scaled(self.truncated, texts) {
             0 => format!("none longer than max_length = {}", self.max_length),
             n => format!(
-                "{about}{} of {} are cut at max_length = {} ({:.1} %)",
+                "{about}{} of {} are truncated to max_length = {} ({:.1} %)",
                 grouped(n),
                 grouped(texts),
                 self.max_length,

@@ -123,10 +123,10 @@ impl Planner<'_> {
         opened: &Opened,
         plan: &mut Plan,
     ) -> Result<PlannedEvaluation, Error> {
-        let stand = self.model(&stage.model, &opened.evaluating(self, stage)).await?;
-        let model = stand.stand_in.is_none().then(|| stand.scorer.model());
+        let loaded = self.model(&stage.model, &opened.evaluating(self, stage)).await?;
+        let model = loaded.substitute.is_none().then(|| loaded.scorer.model());
         let rows = rows_of(self.pipeline, stage, self.variables, &opened.context, model).await?;
-        if let Some(path) = &stand.stand_in {
+        if let Some(path) = &loaded.substitute {
             plan.notes.push(format!(
                 "[evaluate]: {} does not exist yet: sizes and times are those of {}",
                 readable_place(&stage.model.location.place),
@@ -138,10 +138,10 @@ impl Planner<'_> {
         let text = sample.iter().map(|row| row.text.as_str()).collect();
         let pair = (stage.text.len() > 1)
             .then(|| sample.iter().map(|row| row.text_pair.as_deref().unwrap_or_default()).collect());
-        let sample = Arc::new(stand.scorer.tokenize(window_of(text, pair)).await?);
-        let lengths = Lengths::of(&sample, rows.len() as u64, stand.scorer.max_length());
+        let sample = Arc::new(loaded.scorer.tokenize(window_of(text, pair)).await?);
+        let lengths = Lengths::of(&sample, rows.len() as u64, loaded.scorer.max_length());
         let per_text = sample.seconds / sample.lengths.len().max(1) as f64;
-        let pace = stand.scorer.pace(sample, self.options.budget).await?;
+        let pace = loaded.scorer.pace(sample, self.options.budget).await?;
         let tokens = lengths.tokens_of(rows.len() as u64) as f64;
         let seconds = pace.map_or(0.0, |pace| tokens / pace.tokens_per_second) + per_text * rows.len() as f64;
         Ok(PlannedEvaluation {

@@ -12,7 +12,7 @@ use couplet_storage::place::{Place, model_place};
 use couplet_tables::predict::named_models;
 use serde::Serialize;
 
-use super::super::outputs::{BESIDE, REJECTED, SINK, STATE, STORE, Shape, TEMPORARY, Target, targets};
+use super::super::outputs::{REJECTED, SIBLING_MODEL, SINK, STATE, STORE, Shape, TEMPORARY, Target, targets};
 use super::super::{Stage, query_text, readable};
 use crate::config::{self, Pipeline, SinkFormat, SinkMode, Start, Validation};
 
@@ -128,20 +128,20 @@ impl Writes {
 
 /// Describes the change to the content of a place.
 async fn change(target: &Target, pipeline: &Pipeline, runs: impl Fn(Stage) -> bool) -> String {
-    let there = is_there(&target.place).await;
+    let is_existing = exists(&target.place).await;
     let sink = pipeline.scoring.as_ref().map(|scoring| &scoring.sink);
     match (target.what, sink) {
         (TEMPORARY, _) if pipeline.scoring.is_some() && runs(Stage::Score) => {
-            "the rows of the run while it lasts, and what does not fit into memory"
+            "the rows of the run and spilled data, until the run ends"
         }
-        (TEMPORARY, _) => "what does not fit into memory, while the run lasts",
-        (STATE, _) => "until the model is there",
-        (BESIDE, _) if target.place.name().ends_with(".candidate") => "the model, where promote_if refuses it",
-        (BESIDE, _) => "the last epoch's model, where another epoch's is better",
-        _ if !there => "will be created",
+        (TEMPORARY, _) => "spilled data, until the run ends",
+        (STATE, _) => "until the model is complete",
+        (SIBLING_MODEL, _) if target.place.name().ends_with(".candidate") => "the model, if promote_if rejects it",
+        (SIBLING_MODEL, _) => "the last epoch's model, if another epoch's is better",
+        _ if !is_existing => "will be created",
         (SINK, Some(sink)) => return change_of_sink(sink),
         (REJECTED, _) => "changed like the sink",
-        (STORE, _) => "scores and the record of the run are added; what killed runs left in it unfinished is removed",
+        (STORE, _) => "scores and the run record are added; unfinished files of killed runs are removed",
         _ => "replaced",
     }
     .into()
@@ -175,17 +175,17 @@ fn left(target: &Target, pipeline: &Pipeline) -> Vec<PathBuf> {
 fn change_of_sink(sink: &config::Sink) -> String {
     match (sink.format, sink.mode) {
         (SinkFormat::Delta, SinkMode::Overwrite) => "a new version replaces its rows".into(),
-        (SinkFormat::Delta, SinkMode::Append) => "a new version with more rows".into(),
+        (SinkFormat::Delta, SinkMode::Append) => "a new version with the rows appended".into(),
         (SinkFormat::Delta, SinkMode::Merge) => "a new version, rows merged by their id".into(),
         (SinkFormat::Parquet, _) if sink.is_one_file() => "replaced".into(),
         (SinkFormat::Parquet, _) => match sink.keep {
-            Some(keep) => format!("one more folder; of the runs before, all but the newest {} go", keep - 1),
-            None => "one more folder".into(),
+            Some(keep) => format!("a new folder; of the existing runs, all but the newest {} are removed", keep - 1),
+            None => "a new folder".into(),
         },
     }
 }
 
-/// Returns the SQL of the planned stages, as far as it can be read.
+/// Returns the SQL of the planned stages, without files that cannot be read.
 fn queries(pipeline: &Pipeline, variables: &BTreeMap<String, String>, runs: impl Fn(Stage) -> bool) -> Vec<String> {
     let stage_of = |key: &str| match key {
         "pretrain.file" => Stage::Pretrain,
@@ -208,7 +208,7 @@ fn shown(path: &Path) -> String {
     readable(path).display().to_string()
 }
 
-async fn is_there(place: &Place) -> bool {
+async fn exists(place: &Place) -> bool {
     match Objects::open(place) {
         Ok(objects) => objects.exists().await.unwrap_or(false),
         Err(_) => false,

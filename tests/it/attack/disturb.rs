@@ -82,13 +82,13 @@ impl<'a> Trial<'a> {
     fn start(&mut self, pipeline: &str, more: &[&str], shim: &Shim, endpoint: Option<&str>) -> Running {
         self.runs += 1;
         let command = self.site.couplet(&[&["run", pipeline], more].concat(), endpoint);
-        Running::start(command, shim, &self.site.path("said"), &format!("run-{}", self.runs))
+        Running::start(command, shim, &self.site.path("messages"), &format!("run-{}", self.runs))
     }
 
     fn note(&mut self, what: &str, ended: &Ended) {
-        let said: Vec<&str> = ended.stderr.lines().filter(|line| !line.is_empty()).collect();
-        let said = said[said.len().saturating_sub(3)..].join(" | ");
-        self.log.push(format!("{what}: {} at {}: {said}", ended.status, ended.disturbed_at()));
+        let printed: Vec<&str> = ended.stderr.lines().filter(|line| !line.is_empty()).collect();
+        let printed = printed[printed.len().saturating_sub(3)..].join(" | ");
+        self.log.push(format!("{what}: {} at {}: {printed}", ended.status, ended.disturbed_at()));
     }
 
     /// Checks that readers see one of these states.
@@ -220,7 +220,7 @@ impl<'a> Trial<'a> {
         match ended.code() {
             Some(0) => Ok(waits),
             // The lock of the store, or that of an output file's folder.
-            Some(1) if ["in use", "does not finish"].iter().any(|said| ended.stderr.contains(said)) => Ok(true),
+            Some(1) if ["in use", "does not finish"].iter().any(|text| ended.stderr.contains(text)) => Ok(true),
             _ => Err(format!("the newer run fails: {}", ended.stderr)),
         }
     }
@@ -372,14 +372,14 @@ fn difference(now: &Tables, then: &Tables, name: &str) -> String {
         }
         rows
     };
-    let mut said = Vec::new();
+    let mut parts = Vec::new();
     for (table, now, then) in [("main", &now.main, &then.main), ("rejected", &now.rejected, &then.rejected)] {
         let (more, fewer) = (without(now, then), without(then, now));
         let such = |rows: &[String]| match rows.first() {
             Some(row) => format!("{} ({})", rows.len(), short(row)),
             None => "none".into(),
         };
-        said.push(format!(
+        parts.push(format!(
             "{table} has {} rows, {name} has {}: too many are {}, missing are {}",
             now.len(),
             then.len(),
@@ -387,7 +387,7 @@ fn difference(now: &Tables, then: &Tables, name: &str) -> String {
             such(&fewer)
         ));
     }
-    said.join("; ")
+    parts.join("; ")
 }
 
 /// The part of a row that identifies it.

@@ -56,7 +56,7 @@ impl History {
             Run::Second(night) => ("other.toml", *night),
         };
         site.put_source(night);
-        let run = Running::start(site.couplet(&["run", pipeline], None), &site.shim(), &site.path("said"), "run");
+        let run = Running::start(site.couplet(&["run", pipeline], None), &site.shim(), &site.path("messages"), "run");
         let ended = run.end().unwrap();
         assert_eq!(ended.code(), Some(0), "an undisturbed run fails: {}", ended.stderr);
         let tables = site.tables().unwrap();

@@ -121,9 +121,9 @@ fn run(world: &World, case: Case) -> (Count, Option<String>) {
         (count, outcome.err().map(|problem| format!("{problem}\n    {log}")))
     }));
     let (count, problem) = tried.unwrap_or_else(|panic| {
-        let said = panic.downcast_ref::<String>().cloned();
-        let said = said.or_else(|| panic.downcast_ref::<&str>().map(|said| (*said).to_owned()));
-        (Count::default(), Some(said.unwrap_or_else(|| "a panic".into())))
+        let message = panic.downcast_ref::<String>().cloned();
+        let message = message.or_else(|| panic.downcast_ref::<&str>().map(|message| (*message).to_owned()));
+        (Count::default(), Some(message.unwrap_or_else(|| "a panic".into())))
     });
     let failure = problem.map(|problem| {
         let kept = kept.map(|folder| format!("\n  its folder: {}", folder.display())).unwrap_or_default();

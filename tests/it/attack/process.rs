@@ -146,7 +146,7 @@ impl Running {
         }
         let _ = self.child.kill();
         let _ = self.child.wait();
-        Err(format!("a run is stuck; it said: {}", std::fs::read_to_string(&self.stderr).unwrap_or_default()))
+        Err(format!("a run is stuck; it printed: {}", std::fs::read_to_string(&self.stderr).unwrap_or_default()))
     }
 }
 

@@ -68,7 +68,7 @@ impl Site {
             write(&site.path(&format!("{name}.toml")), sink.pipeline(name, &at, store));
         }
         std::fs::create_dir(site.path("tmp")).unwrap();
-        std::fs::create_dir(site.path("said")).unwrap();
+        std::fs::create_dir(site.path("messages")).unwrap();
         site
     }
 
@@ -156,12 +156,12 @@ impl Site {
         let sql = format!("SELECT {columns} FROM {table}");
         let mut query = self.couplet(&["query", "--pipeline", "demo.toml", "--format", "json", &sql], None);
         let output = query.output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
+        let message = String::from_utf8_lossy(&output.stderr);
         if !output.status.success() {
-            return if said.contains("there is no table") {
+            return if message.contains("there is no table") {
                 Ok(Vec::new())
             } else {
-                Err(format!("a reader of `{table}` fails: {said}"))
+                Err(format!("a reader of `{table}` fails: {message}"))
             };
         }
         let rows: Vec<Value> = serde_json::from_slice(&output.stdout).map_err(|e| format!("{table}: {e}"))?;
