@@ -1,4 +1,4 @@
-//! FlashAttention-2 (Dao 2023) on CUDA, which takes packed sequences without a padded copy.
+//! Flash attention (Dao 2023) on CUDA, which takes packed sequences without a padded copy.
 
 use candle_core::{DType, Result, Tensor};
 

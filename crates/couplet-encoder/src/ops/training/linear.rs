@@ -349,7 +349,7 @@ fn gelu_tanh_slope(x: f32) -> f32 {
     s + x * s * (1.0 - s) * scale * 3.0_f32.mul_add(square, 1.0)
 }
 
-/// Returns the derivative of ReLU; 0 at 0, as in PyTorch.
+/// Returns the derivative of `relu`; 0 at 0, as in PyTorch.
 #[inline(always)]
 fn relu_slope(x: f32) -> f32 {
     if x > 0.0 { 1.0 } else { 0.0 }
