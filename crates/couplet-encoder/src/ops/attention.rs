@@ -64,7 +64,7 @@ impl Attention<'_> {
             );
         }
         if heads == 0 || !dim.is_multiple_of(heads) {
-            candle_core::bail!("{dim} columns cannot be shared out among {heads} heads");
+            candle_core::bail!("{heads} heads do not divide {dim} columns");
         }
         Ok(())
     }
@@ -107,7 +107,7 @@ impl FirstTokenAttention {
             candle_core::bail!("query {:?} and x {:?} do not fit {rows} sequences", query.dims(), x.dims());
         }
         if cu_seqlens.windows(2).any(|s| s[0] >= s[1]) {
-            candle_core::bail!("a sequence has no token: {cu_seqlens:?}");
+            candle_core::bail!("a sequence has no tokens: {cu_seqlens:?}");
         }
         if rows == 0 {
             return Tensor::zeros((0, dim), DType::F32, &Device::Cpu);

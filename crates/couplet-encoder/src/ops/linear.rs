@@ -39,7 +39,7 @@ impl Linear {
             candle_core::bail!("bias {:?} does not fit weight {:?}", bias.dims(), weight.dims());
         }
         if weight.elem_count() == 0 {
-            candle_core::bail!("weight {:?} has no element", weight.dims());
+            candle_core::bail!("weight {:?} has no elements", weight.dims());
         }
         Ok(Self { weights: kernels.backend().prepare(weight, bias)?, kernels })
     }
@@ -54,7 +54,7 @@ impl Linear {
     pub(super) fn plain(&self) -> Result<(&Tensor, &Tensor)> {
         match &self.weights {
             Weights::Plain(weight, bias) => Ok((weight, bias)),
-            Weights::Packed(_) => candle_core::bail!("a packed layer in kernels that do not read it"),
+            Weights::Packed(_) => candle_core::bail!("these kernels cannot read a packed layer"),
         }
     }
 

@@ -43,7 +43,7 @@ pub enum Comparison {
 pub enum ConditionError {
     /// A part is not a comparison.
     #[error(
-        "{part:?} is no comparison; expected a metric, one of >=, >, <= and <, and a number, such as `f1 >= 0.85`; join several with `and`"
+        "{part:?} is not a comparison; expected a metric, one of >=, >, <= and <, and a number, such as `f1 >= 0.85`; join several with `and`"
     )]
     NoComparison {
         /// The part as written.
@@ -237,7 +237,7 @@ mod tests {
 
     #[test]
     fn a_mistake_is_reported_with_its_fix() {
-        const SHAPE: &str = " is no comparison; expected a metric, one of >=, >, <= and <, and a number, such as `f1 >= 0.85`; join several with `and`";
+        const SHAPE: &str = " is not a comparison; expected a metric, one of >=, >, <= and <, and a number, such as `f1 >= 0.85`; join several with `and`";
         for (written, message) in [
             ("", format!("\"\"{SHAPE}")),
             ("f1", format!("\"f1\"{SHAPE}")),

@@ -108,7 +108,9 @@ impl Objective {
             ("matthews" | "mcc", None) => Ok(Self::Matthews),
             ("precision", Some(share)) => Ok(Self::Precision(share)),
             ("recall", Some(share)) => Ok(Self::Recall(share)),
-            ("precision" | "recall", None) => Err(error(": it needs a least value, as it alone is best at an extreme")),
+            ("precision" | "recall", None) => {
+                Err(error(": it needs a minimum, as an extreme threshold always maximizes it alone"))
+            }
             _ => Err(error("")),
         }
     }

@@ -99,14 +99,14 @@ impl Backend for FastKernels {
 fn packed(layer: &Linear) -> Result<&Layer> {
     match &layer.weights {
         Weights::Packed(layer) => Ok(layer),
-        Weights::Plain(..) => candle_core::bail!("a layer that is not packed in kernels that read packed ones"),
+        Weights::Plain(..) => candle_core::bail!("these kernels read packed layers only, and this one is not packed"),
     }
 }
 
 fn reject_dropout(dropout: Option<&Dropout>) -> Result<()> {
     match dropout {
         None => Ok(()),
-        Some(_) => candle_core::bail!("kernels without gradients drop nothing"),
+        Some(_) => candle_core::bail!("kernels without gradients do not support dropout"),
     }
 }
 

@@ -29,7 +29,7 @@ impl TrainableLinear {
         match panels.filter(|panels| [panels.outputs, panels.inputs] == weight.dims()) {
             Some(panels) if x.dims2()?.1 == panels.inputs => Ok(Self { panels, d_weight, bias, d_bias }),
             Some(_) => candle_core::bail!("x {:?} does not fit a weight of {:?}", x.dims(), weight.dims()),
-            None => candle_core::bail!("no packed weight of {:?} to learn", weight.dims()),
+            None => candle_core::bail!("the weight {:?} is not packed for training", weight.dims()),
         }
     }
 
@@ -226,7 +226,7 @@ pub(super) fn select_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
     for row in rows {
         match values.get(range(row)) {
             Some(row) => out.extend_from_slice(row),
-            None => candle_core::bail!("there is no row {row} in {tokens}"),
+            None => candle_core::bail!("row {row} is out of range: there are {tokens} rows"),
         }
     }
     let result = tensor(out, dim)?;

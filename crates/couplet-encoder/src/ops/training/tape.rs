@@ -105,7 +105,9 @@ pub(super) fn push(
 pub(super) fn parameter(weight: &Tensor) -> Result<Parameter> {
     let found =
         RECORDING.with_borrow(|recording| recording.as_ref().and_then(|it| it.parameters.get(&weight.id()).cloned()));
-    found.ok_or_else(|| candle_core::Error::Msg(format!("a weight {:?} that no recording learns", weight.dims())))
+    found.ok_or_else(|| {
+        candle_core::Error::Msg(format!("no recording has a parameter for the weight {:?}", weight.dims()))
+    })
 }
 
 /// Returns the gradient of an operator with one result.

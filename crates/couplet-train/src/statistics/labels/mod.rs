@@ -130,7 +130,7 @@ impl Labels {
                 (value, _) => wrong.push(row, value, unsuitable(value, task.problem())),
             }
             if !integers.is_empty() && !texts.is_empty() {
-                wrong.push(row, value, ("is of another kind than those before it".into(), MIXED.into()));
+                wrong.push(row, value, ("has another type than the labels before it".into(), MIXED.into()));
                 break;
             }
         }
@@ -156,7 +156,7 @@ impl Labels {
         let error = |names, problem: String| Err(LabelError::Given { names, problem });
         let least = match problem {
             Problem::Regression if names.is_empty() => return Ok(Self::regression(task)),
-            Problem::Regression => return error(names, format!("task {task} learns a value and has no labels")),
+            Problem::Regression => return error(names, format!("task {task} predicts a value and has no labels")),
             Problem::SingleLabel => 2,
             Problem::MultiLabel => 1,
         };
@@ -169,7 +169,7 @@ impl Labels {
                 return error(names, "a label has no name".into());
             }
             if indices.insert(name.clone(), index).is_some() {
-                let problem = format!("label {name:?} is there twice");
+                let problem = format!("label {name:?} occurs twice");
                 return error(names, problem);
             }
         }
@@ -322,7 +322,7 @@ impl Labels {
         match found {
             Some(index) => Ok(index),
             None if self.task.is_glue() && number == -1 => Err((
-                "stands for no label".into(),
+                "is not a label".into(),
                 "GLUE's test parts have no gold labels: select the train or validation part".into(),
             )),
             None => Err((
