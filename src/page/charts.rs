@@ -2,7 +2,7 @@
 
 use couplet_storage::words::grouped;
 use couplet_tables::histogram::Histogram;
-use couplet_train::chart::{BLUE, GREEN, Look, ORANGE, Panel, Series, picture};
+use couplet_train::chart::{BLUE, GREEN, ORANGE, Panel, Series, SeriesStyle, to_svg};
 use couplet_train::training_chart::panels;
 use serde_json::Value;
 
@@ -22,14 +22,14 @@ pub(super) struct Chart {
 }
 
 fn chart(panel: Panel, caption: impl Into<String>) -> Option<Chart> {
-    Some(Chart { svg: picture(&panel.with_letters(TEXT_SCALE), SIZE)?, caption: caption.into() })
+    Some(Chart { svg: to_svg(&panel.with_text_scale(TEXT_SCALE), SIZE)?, caption: caption.into() })
 }
 
 /// Draws the distribution of the scores, with that of the previous run.
 pub(super) fn scores(page: &Page) -> Option<Chart> {
     let run = page.run.as_ref()?;
     let scores = run.scores.as_ref().filter(|scores| scores.total() > 0)?.coarser(MAX_BARS);
-    let mut series = vec![Series::new("this run", BLUE, Look::Bars(scores.width), percent(&scores))];
+    let mut series = vec![Series::new("this run", BLUE, SeriesStyle::Bars(scores.width), percent(&scores))];
     let end = |histogram: &Histogram| histogram.from + histogram.counts.len() as f64 * histogram.width;
     let mut ends = (scores.from, end(&scores));
     let before =
@@ -39,7 +39,7 @@ pub(super) fn scores(page: &Page) -> Option<Chart> {
         // Shares are proportional to the bin width, so they are scaled to the bins of this run.
         let scale = scores.width / before.width;
         let points = percent(&before).into_iter().map(|(x, y)| (x, y * scale)).collect();
-        series.push(Series::new("previous run", ORANGE, Look::Line, points));
+        series.push(Series::new("previous run", ORANGE, SeriesStyle::Line, points));
         caption.push_str("; the line is the previous run");
         ends = (ends.0.min(before.from), ends.1.max(end(&before)));
     }
@@ -47,7 +47,7 @@ pub(super) fn scores(page: &Page) -> Option<Chart> {
     let (low, high) = if is_value { ends } else { (ends.0.min(0.5), 1.0) };
     let panel =
         Panel::new("Scores", if is_value { "value" } else { "probability of the predicted label" }, "% of rows");
-    chart(panel.with(series).above_zero().within_x(low, high), caption)
+    chart(panel.with(series).starting_at_zero().with_x_range(low, high), caption)
 }
 
 fn percent(histogram: &Histogram) -> Vec<(f64, f64)> {
@@ -61,7 +61,7 @@ pub(super) fn agreement(judged: &Judged) -> Option<Chart> {
             let points = reliability.iter().filter_map(|bin| Some((bin.confidence?, bin.accuracy?))).collect();
             let rows = reliability.iter().map(|bin| bin.count as f64).collect();
             let name = format!("off by {:.3} on average", calibration_error.unwrap_or_default());
-            let series = vec![Series::new(&name, BLUE, Look::Sized(rows), points)];
+            let series = vec![Series::new(&name, BLUE, SeriesStyle::Sized(rows), points)];
             let panel = Panel::new("Reliability", "confidence", "share of correct rows").with(series).diagonal();
             chart(panel, "Accuracy by confidence; on the diagonal, the confidence is exact")
         }
@@ -71,7 +71,8 @@ pub(super) fn agreement(judged: &Judged) -> Option<Chart> {
             let all = || points.iter().flat_map(|(x, y)| [*x, *y]);
             let (low, high) = (all().fold(f64::INFINITY, f64::min), all().fold(f64::NEG_INFINITY, f64::max));
             let space = 0.05 * (high - low).max(1e-6);
-            let series = vec![Series::new("mean of a tenth of the scale", BLUE, Look::Sized(rows), points.clone())];
+            let series =
+                vec![Series::new("mean of a tenth of the scale", BLUE, SeriesStyle::Sized(rows), points.clone())];
             let panel =
                 Panel::new("Values against labels", "label", "value").with(series).square(low - space, high + space);
             chart(panel, "The mean value of rows by their label; on the line, both are the same")
@@ -96,8 +97,8 @@ pub(super) fn over_runs(page: &Page) -> Vec<Chart> {
         if values.is_empty() {
             return None;
         }
-        let series = vec![Series::new(title, colour, Look::Marked, values)];
-        chart(Panel::new(title, axis, unit).with(series).above_zero().whole_x(), caption)
+        let series = vec![Series::new(title, colour, SeriesStyle::Marked, values)];
+        chart(Panel::new(title, axis, unit).with(series).starting_at_zero().integer_x(), caption)
     };
     let speed = points(&|run| run.speed.rows_per_second);
     let padding = points(&|run| run.speed.padding_share.map(|share| 100.0 * share));

@@ -48,7 +48,7 @@ pub struct Refused {
 impl Refused {
     /// Returns the rejected candidate for the model in `folder`, if there is one.
     pub(super) fn beside(folder: &Path) -> Option<Self> {
-        let (candidate, verdict) = finetune::refusal(folder)?;
+        let (candidate, verdict) = finetune::rejected_candidate(folder)?;
         Some(Self { verdict, training: Document::training(&candidate)? })
     }
 }

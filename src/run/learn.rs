@@ -13,7 +13,7 @@ use couplet_storage::words::{counted, grouped};
 use couplet_tables::predict::Models;
 use couplet_tables::session::{self, Resources};
 use couplet_train::sampling::HoldOut;
-use couplet_train::training_loop::{Interval, JobError, Outcome, Standing, Watch};
+use couplet_train::training_loop::{Interval, JobError, JobStatus, Outcome, Watch};
 use couplet_train::{AdamW, Hyper, Job, Kind, MaskedWords, Warmup, finetune as tuning, pretrain as pretraining};
 use datafusion::prelude::SessionContext;
 
@@ -159,12 +159,12 @@ impl Training<'_> {
         };
         let known = Arc::clone(&job);
         let unchanged = self.blocking(K::NAME, move || {
-            let standing = known.standing()?.filter(|standing| *standing != Standing::ToCalibrate);
-            standing.map(|standing| known.clean().map(|()| standing)).transpose()
+            let status = known.status()?.filter(|status| *status != JobStatus::ToCalibrate);
+            status.map(|status| known.clean().map(|()| status)).transpose()
         });
-        if let Some(standing) = unchanged.await? {
+        if let Some(status) = unchanged.await? {
             let mut report = StageReport::unchanged(folder(), began.elapsed());
-            if standing == Standing::Rejected {
+            if status == JobStatus::Rejected {
                 let candidate = readable(&job.candidate()).display().to_string();
                 let line = format!("not promoted, as before: the model that promote_if rejected is {candidate}");
                 report.lines = vec![with_warning(line)];
@@ -250,7 +250,7 @@ impl Training<'_> {
             Validation::Share(share) => {
                 let hold_out = self.hold_out(FINETUNE, *share)?;
                 let (validation, training): (Vec<_>, Vec<_>) =
-                    rows.into_iter().partition(|row| hold_out.holds_out(&row.split_by()));
+                    rows.into_iter().partition(|row| hold_out.holds_out(&row.split_key()));
                 if training.is_empty() && !validation.is_empty() {
                     let error = JobError::AllHeldOut { rows: validation.len(), what: "row" };
                     return Err(self.failed(FINETUNE, error));

@@ -272,7 +272,7 @@ fn missing_model(model: &ModelSettings) -> Option<Error> {
     if path.exists() {
         return None;
     }
-    let (candidate, reason) = finetune::refusal(path)?;
+    let (candidate, reason) = finetune::rejected_candidate(path)?;
     Some(Error::NotPromoted { model: readable(path), candidate: readable(&candidate), reason })
 }
 

@@ -11,7 +11,7 @@ use couplet_storage::files::{follow_links, irreplaceable};
 use couplet_storage::objects::Objects;
 use couplet_storage::place::Place;
 use couplet_storage::trouble::Explained;
-use couplet_train::{beside, foreign_state};
+use couplet_train::{foreign_state, with_suffix};
 
 use super::sinks::rejected_place;
 use super::{Stage, evaluate, readable, readable_place};
@@ -70,9 +70,9 @@ pub(super) fn targets(pipeline: &Pipeline, runs: impl Fn(Stage) -> bool) -> Vec<
     }
     let mut train = |what, key, output: &Path, others: &[&str]| {
         add(what, key, Place::Local(output.to_owned()), Shape::Model, false);
-        add(STATE, key, Place::Local(beside(output, ".training")), Shape::Training, true);
+        add(STATE, key, Place::Local(with_suffix(output, ".training")), Shape::Training, true);
         for suffix in others {
-            add(SIBLING_MODEL, key, Place::Local(beside(output, suffix)), Shape::Model, false);
+            add(SIBLING_MODEL, key, Place::Local(with_suffix(output, suffix)), Shape::Model, false);
         }
     };
     if let Some(stage) = pipeline.pretrain.as_ref().filter(|_| runs(Stage::Pretrain)) {

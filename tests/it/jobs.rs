@@ -15,7 +15,7 @@ use couplet::train::statistics::metrics::{Metric, measured};
 use couplet::train::statistics::promotion::Condition;
 use couplet::train::statistics::task::Task;
 use couplet::train::statistics::threshold::Objective;
-use couplet::train::training_loop::{Event, Interval, JobError, Outcome, Standing, Watch};
+use couplet::train::training_loop::{Event, Interval, JobError, JobStatus, Outcome, Watch};
 use couplet::train::{Hyper, Warmup};
 use serde_json::Value;
 
@@ -81,7 +81,7 @@ pub fn run(job: &finetune::Job) -> finetune::Report {
 }
 
 fn is_done(job: &finetune::Job) -> bool {
-    job.standing().unwrap() == Some(Standing::Done)
+    job.status().unwrap() == Some(JobStatus::Done)
 }
 
 pub fn weights(folder: &Path) -> Vec<u8> {
@@ -150,9 +150,9 @@ fn keeps_the_old_model_unless_the_new_one_passes() {
     assert!(weights(&job.output) == old);
     Model::load(candidate, &Device::Cpu).unwrap();
     assert_eq!(read_json(candidate.join("training.json"))["promotion"]["published"], false);
-    assert_eq!(job.standing().unwrap(), Some(Standing::Rejected));
+    assert_eq!(job.status().unwrap(), Some(JobStatus::Rejected));
     job.kind.promote_if = Some(Condition::parse("accuracy >= 0", &metrics).unwrap());
-    assert_eq!(job.standing().unwrap(), Some(Standing::ToCalibrate), "another condition");
+    assert_eq!(job.status().unwrap(), Some(JobStatus::ToCalibrate), "another condition");
     let (refused, report) = (weights(candidate), run(&job));
     assert_eq!((report.promotion, report.trained), (Promotion::Published, false));
     assert!(weights(&job.output) != old && weights(&job.output) == refused, "a rejected model is not trained again");
@@ -161,7 +161,7 @@ fn keeps_the_old_model_unless_the_new_one_passes() {
     assert!(!candidate.exists());
     assert!(is_done(&job));
     job.hyper.seed = 8;
-    assert_eq!(job.standing().unwrap(), None);
+    assert_eq!(job.status().unwrap(), None);
 }
 
 #[test]
@@ -286,13 +286,13 @@ fn a_rejected_model_is_recalibrated_without_training_again() {
     job.kind.promote_if = Some(Condition::parse("log_loss < 0.0001", &metrics).unwrap());
     let raw = run(&job);
     let refused = weights(&job.candidate());
-    assert!(raw.trained && job.standing().unwrap() == Some(Standing::Rejected));
+    assert!(raw.trained && job.status().unwrap() == Some(JobStatus::Rejected));
     // The changed setting takes effect, although the model is rejected again.
     job.kind.calibrate = Calibrate::Temperature;
-    assert_eq!(job.standing().unwrap(), Some(Standing::ToCalibrate));
+    assert_eq!(job.status().unwrap(), Some(JobStatus::ToCalibrate));
     let calibrated = run(&job);
     assert!(!calibrated.trained && job.candidate().join("calibration.json").exists());
-    assert_eq!(job.standing().unwrap(), Some(Standing::Rejected));
+    assert_eq!(job.status().unwrap(), Some(JobStatus::Rejected));
     assert!(weights(&job.candidate()) == refused);
     // The condition applies to the model that would be published, so after calibration, which lowers the log loss.
     let loss = |evaluation: Option<Evaluation>| evaluation.unwrap().metrics.get(Metric::LogLoss).unwrap();
@@ -400,7 +400,7 @@ fn rows_on_both_sides_of_the_split_are_counted() {
     for (i, row) in job.kind.validation.iter_mut().enumerate() {
         row.text = format!("held out {i}");
     }
-    assert_eq!(job.shared(), 0);
+    assert_eq!(job.overlapping_rows(), 0);
     // Two held-out rows have the texts of two equal training rows, and count as two shared rows.
     job.kind.validation[3] = job.kind.training[5].clone();
     job.kind.validation[4] = Row { id: vec!["another".into()], ..job.kind.training[5].clone() };
@@ -409,7 +409,7 @@ fn rows_on_both_sides_of_the_split_are_counted() {
     let Row { text, text_pair, .. } = job.kind.training[6].clone();
     job.kind.validation[7].text = text_pair.unwrap();
     job.kind.validation[7].text_pair = Some(text);
-    assert_eq!(job.shared(), 2);
+    assert_eq!(job.overlapping_rows(), 2);
     let mut message = Vec::new();
     let note = |event: &Event| {
         if event.is_warning() {

@@ -159,11 +159,11 @@ fn a_wrong_label_is_reported_with_its_row_and_a_fix() {
     );
     assert_eq!(
         message(learn(Task::Sst2, &integers(&[0, -1]))),
-        "row 2: label -1 stands for no label; known labels: \"negative\", \"positive\"; GLUE's test parts have no gold labels: select the train or validation part"
+        "row 2: label -1 is not a label; known labels: \"negative\", \"positive\"; GLUE's test parts have no gold labels: select the train or validation part"
     );
     assert_eq!(
         message(learn(Task::Classification, &[integers(&[1]), texts(&["b"])].concat())),
-        "row 2: label \"b\" is of another kind than those before it; cast the column to one type in the query"
+        "row 2: label \"b\" has another type than the labels before it; cast the column to one type in the query"
     );
     assert_eq!(
         message(learn(Task::Regression, &texts(&["3.5"]))),
@@ -208,10 +208,10 @@ fn too_few_labels_and_wrong_names_are_refused() {
         "the label column has no label; a multilabel task needs one label or more: look at the query that selects the training rows"
     );
     for (task, given, problem) in [
-        (Task::Classification, &["a", "b", "a"][..], "label \"a\" is there twice"),
+        (Task::Classification, &["a", "b", "a"][..], "label \"a\" occurs twice"),
         (Task::Classification, &["a"], "task classification needs 2 labels or more"),
         (Task::Classification, &["a", ""], "a label has no name"),
-        (Task::Regression, &["a"], "task regression learns a value and has no labels"),
+        (Task::Regression, &["a"], "task regression predicts a value and has no labels"),
     ] {
         let error = Labels::given(task, names(given)).unwrap_err().to_string();
         assert_eq!(error, format!("labels = {given:?}: {problem}"));

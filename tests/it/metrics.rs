@@ -246,7 +246,7 @@ fn impossible_threshold_objectives_are_errors() {
     );
     for (written, problem) in [
         ("best", ""),
-        ("precision", ": it needs a least value, as it alone is best at an extreme"),
+        ("precision", ": it needs a minimum, as an extreme threshold always maximizes it alone"),
         ("recall >= 90", ": the number must be above 0 and at most 1"),
         ("f1 >= 0.9", ""),
     ] {

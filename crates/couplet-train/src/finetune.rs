@@ -25,7 +25,7 @@ use super::statistics::promotion::{Condition, Verdict};
 use super::statistics::task::Task;
 use super::statistics::threshold;
 use super::training_loop::{
-    Event, JobError, Key, Learned, Publication, REPORT, Standing, Watch, beside, remove_model, report_of,
+    Event, JobError, JobStatus, Key, Publication, REPORT, TrainedModel, Watch, remove_model, report_of, with_suffix,
 };
 use epoch_data::{Labelled, encode};
 pub use row::Row;
@@ -51,7 +51,7 @@ pub struct FineTuning {
     pub base: PathBuf,
     /// The task, which defines the labels and metrics.
     pub task: Task,
-    /// The names of the logits, in order; none to derive them from the rows.
+    /// The names of the labels, in the order of the logits; none to derive them from the rows.
     pub labels: Option<Vec<String>>,
     /// The training rows.
     pub training: Vec<Row>,
@@ -95,7 +95,7 @@ impl Job {
     /// Returns the labels that no validation row has.
     ///
     /// # Errors
-    /// Labels that cannot be used.
+    /// Invalid labels.
     pub fn unmeasured_labels(&self) -> Result<Vec<String>, JobError> {
         let (labels, _, gold) = self.kind.read_labels()?;
         Ok(labels.without_rows(&gold))
@@ -104,14 +104,14 @@ impl Job {
     /// Returns the folder of the last epoch's model, which is written if that model is not the best.
     #[must_use]
     pub fn last(&self) -> PathBuf {
-        beside(&self.output, ".last")
+        with_suffix(&self.output, ".last")
     }
 }
 
-/// Returns the candidate that `promote_if` rejected for `output`, if there is one, with the reason.
+/// Returns the folder of the model that `promote_if` rejected for `output`, with the reason; none if there is none.
 #[must_use]
-pub fn refusal(output: &Path) -> Option<(PathBuf, String)> {
-    let candidate = beside(output, ".candidate");
+pub fn rejected_candidate(output: &Path) -> Option<(PathBuf, String)> {
+    let candidate = with_suffix(output, ".candidate");
     let report: Value = serde_json::from_slice(&files::read(&candidate.join(REPORT), MAX_JSON).ok()?).ok()?;
     let verdict = &report["promotion"]["verdict"];
     let clause = |clause: &Value| {
@@ -155,7 +155,7 @@ pub struct Report {
     pub calibration: Option<Calibration>,
     /// All metrics on the validation rows, after calibration.
     pub calibrated: Option<Evaluation>,
-    /// The names of the logits, in order; empty for a regression.
+    /// The names of the labels, in the order of the logits; empty for a regression.
     pub labels: Vec<String>,
     /// The contents of `training.json`.
     pub json: Value,
@@ -215,17 +215,17 @@ impl Kind for FineTuning {
         })
     }
 
-    /// Looks for the job's weights in the output and in the candidate folder. `calibrate` and `promote_if` do not change
-    /// the weights.
+    /// Looks for the job's weights in the output and in the candidate folder. `calibrate` and `promote_if` do not
+    /// change the weights.
     fn existing(job: &Job, key: blake3::Hash) -> Option<Existing> {
-        let existing = |folder: PathBuf, unchanged: Standing| {
+        let existing = |folder: PathBuf, unchanged: JobStatus| {
             let report = report_of(&folder, key)?;
             let settings = &report["settings"];
             let same = settings["calibrate"] == job.kind.calibrate.to_json()
-                && (unchanged == Standing::Done || settings["promote_if"] == job.kind.promote_if_to_json());
-            Some(Existing { standing: if same { unchanged } else { Standing::ToCalibrate }, folder, report })
+                && (unchanged == JobStatus::Done || settings["promote_if"] == job.kind.promote_if_to_json());
+            Some(Existing { status: if same { unchanged } else { JobStatus::ToCalibrate }, folder, report })
         };
-        existing(job.output.clone(), Standing::Done).or_else(|| existing(job.candidate(), Standing::Rejected))
+        existing(job.output.clone(), JobStatus::Done).or_else(|| existing(job.candidate(), JobStatus::Rejected))
     }
 
     fn without_training(
@@ -234,7 +234,7 @@ impl Kind for FineTuning {
         device: &Device,
         watch: &mut Watch,
     ) -> Result<Option<Report>, JobError> {
-        let (shared, data) = (job.shared(), &prepared.data);
+        let (shared, data) = (job.overlapping_rows(), &prepared.data);
         if shared > 0 {
             watch.emit(&Event::SharedTexts { rows: shared, held_out: data.validation.len() });
         }
@@ -243,7 +243,7 @@ impl Kind for FineTuning {
             watch.emit(&Event::UnmeasuredLabels { labels: &labels });
         }
         match Self::existing(job, prepared.key) {
-            Some(existing) if existing.standing == Standing::ToCalibrate => {
+            Some(existing) if existing.status == JobStatus::ToCalibrate => {
                 job.recalibrate(prepared, existing, device, watch).map(Some)
             }
             _ => Ok(None),
@@ -253,20 +253,20 @@ impl Kind for FineTuning {
     fn finish(
         job: &Job,
         prepared: &Prepared<Labelled>,
-        learned: &mut Learned,
+        trained: &mut TrainedModel,
         watch: &mut Watch,
     ) -> Result<Report, JobError> {
-        if learned.last_is_not_best() {
-            let note = json!({ "epoch": learned.progress.epochs().len(), "best": job.output });
+        if trained.last_is_not_best() {
+            let note = json!({ "epoch": trained.progress.epochs().len(), "best": job.output });
             let (config, documents) = (job.config(prepared)?, vec![(REPORT, note)]);
             let publication = Publication { config, tokenizer: &prepared.base.tokenizer, documents, chart: None };
-            publication.publish(&learned.trainer, &job.last())?;
+            publication.publish(&trained.trainer, &job.last())?;
         } else {
             remove_model(&job.last())?;
         }
-        learned.load_best()?;
-        let results = job.evaluate(&prepared.data, &learned.trainer)?;
-        let (promotion, json) = (job.promotion(&results), job.report(prepared, learned));
-        job.conclude(prepared, &learned.trainer, results, promotion, json, watch)
+        trained.load_best()?;
+        let results = job.evaluate(&prepared.data, &trained.trainer)?;
+        let (promotion, json) = (job.promotion(&results), job.report(prepared, trained));
+        job.publish(prepared, &trained.trainer, results, promotion, json, watch)
     }
 }

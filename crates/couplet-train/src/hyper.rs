@@ -10,7 +10,7 @@ use super::schedule::{Schedule, Shape};
 use super::training_loop::JobError;
 
 /// The maximum number of epochs. Even with the maximum number of rows, step counts are still exact in a float.
-pub const MOST_EPOCHS: u64 = 1_000_000;
+pub const MAX_EPOCHS: u64 = 1_000_000;
 
 /// The length of the learning-rate warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -120,12 +120,7 @@ impl Hyper {
             Warmup::Steps(_) => true,
         };
         let checks: [(&'static str, bool, String, String); 12] = [
-            (
-                "epochs",
-                (1..=MOST_EPOCHS).contains(&self.epochs),
-                format!("1 to {MOST_EPOCHS}"),
-                self.epochs.to_string(),
-            ),
+            ("epochs", (1..=MAX_EPOCHS).contains(&self.epochs), format!("1 to {MAX_EPOCHS}"), self.epochs.to_string()),
             ("max_steps", self.max_steps != Some(0), "1 or more".into(), "0".into()),
             ("batch_size", self.batch_size > 0, "1 or more".into(), "0".into()),
             ("learning_rate", positive(self.learning_rate), "a number above 0".into(), self.learning_rate.to_string()),

@@ -1,7 +1,7 @@
-//! Training jobs: what fine-tuning and pretraining have in common.
+//! Training jobs: the part that fine-tuning and pretraining have in common.
 //!
 //! ```text
-//!  Job ── Kind::prepare ──▶ Prepared ── training_loop::run ──▶ Learned ── Kind::finish ──▶ <output>
+//!  Job ── Kind::prepare ──▶ Prepared ── training_loop::run ──▶ TrainedModel ── Kind::finish ──▶ <output>
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -14,15 +14,15 @@ use serde_json::{Map, Value, json};
 
 use super::hyper::Hyper;
 use super::training_loop::{
-    self, EpochData, Event, Interval, JobError, Key, Learned, Outcome, Plan, Standing, Trial, Watch, beside,
-    peak_memory, report_of,
+    self, EpochData, Event, Interval, JobError, JobStatus, Key, Outcome, Plan, TrainedModel, Trial, Watch, peak_memory,
+    report_of, with_suffix,
 };
 use super::{Objective, Trainer};
 
 /// A training job: the base and the data of its kind, the settings and the output.
 #[derive(Debug, Clone)]
 pub struct Job<K> {
-    /// What is trained, from which base and rows.
+    /// The kind of training, with its base and rows.
     pub kind: K,
     /// The base's name in the report, if its folder is a copy.
     pub base_name: Option<String>,
@@ -34,10 +34,10 @@ pub struct Job<K> {
     pub interval: Interval,
 }
 
-/// A kind of training, with everything in which it differs from the other kind.
+/// A kind of training: the steps in which fine-tuning and pretraining differ.
 #[expect(clippy::missing_errors_doc, reason = "every error stops the job: see `Job::run`")]
 pub trait Kind: Sized + Send + Sync + 'static {
-    /// The name in reports and in the keys of jobs, and of the section in pipelines.
+    /// The name in reports, in job keys, and of the section in pipelines.
     const NAME: &'static str;
     /// The encoded rows.
     type Data: EpochData;
@@ -55,7 +55,7 @@ pub trait Kind: Sized + Send + Sync + 'static {
     /// Returns the model that an earlier run of the job left.
     fn existing(job: &Job<Self>, key: blake3::Hash) -> Option<Existing> {
         let report = report_of(&job.output, key)?;
-        Some(Existing { standing: Standing::Done, folder: job.output.clone(), report })
+        Some(Existing { status: JobStatus::Done, folder: job.output.clone(), report })
     }
     /// Emits warnings about the rows, and finishes the job if it has nothing to train.
     fn without_training(
@@ -70,7 +70,7 @@ pub trait Kind: Sized + Send + Sync + 'static {
     fn finish(
         job: &Job<Self>,
         prepared: &Prepared<Self::Data>,
-        learned: &mut Learned,
+        trained: &mut TrainedModel,
         watch: &mut Watch,
     ) -> Result<Self::Report, JobError>;
 }
@@ -98,7 +98,7 @@ impl Base {
         Ok(Self { config: ModelConfig::load(&model)?, tokenizer, model, random: true })
     }
 
-    /// Returns the `config.json` of a model with another head, given as the end of its class in transformers.
+    /// Returns the `config.json` of a model with another head; `head` is the suffix of its class in transformers.
     pub(super) fn config_for(&self, head: &str) -> Result<Map<String, Value>, JobError> {
         let mut config = match read_json(&self.model, self.model.config())? {
             Value::Object(config) => config,
@@ -130,8 +130,8 @@ pub struct Prepared<D> {
 
 /// A model that an earlier run of a job left.
 pub struct Existing {
-    /// [`Standing::Done`], [`Standing::Rejected`] or [`Standing::ToCalibrate`].
-    pub(super) standing: Standing,
+    /// [`JobStatus::Done`], [`JobStatus::Rejected`] or [`JobStatus::ToCalibrate`].
+    pub(super) status: JobStatus,
     pub(super) folder: PathBuf,
     /// The contents of its `training.json`.
     pub(super) report: Value,
@@ -147,26 +147,26 @@ impl<K: Kind> Job<K> {
     /// Returns the folder of a model that `promote_if` rejects.
     #[must_use]
     pub fn candidate(&self) -> PathBuf {
-        beside(&self.output, ".candidate")
+        with_suffix(&self.output, ".candidate")
     }
 
-    /// Returns the standing of the model that an earlier run of this job left; none if there is no such model. The same
-    /// job has the same base, rows and settings. Reads the base and all rows; does not train.
+    /// Returns the status of the model that an earlier run of this job left; none if there is no such model. Two jobs
+    /// are the same if base, rows and settings are equal. Reads the base and all rows; does not train.
     ///
     /// # Errors
     /// Labels or a base that cannot be used.
-    pub fn standing(&self) -> Result<Option<Standing>, JobError> {
+    pub fn status(&self) -> Result<Option<JobStatus>, JobError> {
         if !self.output.exists() && !self.candidate().exists() {
             return Ok(None);
         }
         let key = self.key(&self.kind.read_base()?)?;
-        Ok(K::existing(self, key).map(|existing| existing.standing))
+        Ok(K::existing(self, key).map(|existing| existing.status))
     }
 
     /// Removes the state of a run that was killed after it had published its model.
     ///
     /// # Errors
-    /// As [`Job::standing`]; files that cannot be removed.
+    /// As [`Job::status`]; files that cannot be removed.
     pub fn clean(&self) -> Result<(), JobError> {
         training_loop::discard_state(&self.output, self.key(&self.kind.read_base()?)?)
     }
@@ -181,10 +181,10 @@ impl<K: Kind> Job<K> {
     /// Invalid settings, unusable rows or base, diverged training, files that cannot be written. The previous content
     /// of `output` and the last saved state are kept then.
     pub fn run(&self, device: &Device, pool: &ThreadPool, watch: &mut Watch) -> Result<Outcome<K::Report>, JobError> {
-        pool.install(|| self.run_here(device, watch))
+        pool.install(|| self.run_in_pool(device, watch))
     }
 
-    fn run_here(&self, device: &Device, watch: &mut Watch) -> Result<Outcome<K::Report>, JobError> {
+    fn run_in_pool(&self, device: &Device, watch: &mut Watch) -> Result<Outcome<K::Report>, JobError> {
         let prepared = self.prepare()?;
         if let Some(report) = K::without_training(self, &prepared, device, watch)? {
             return Ok(Outcome::Finished(report));
@@ -201,9 +201,9 @@ impl<K: Kind> Job<K> {
         });
         let plan = Plan { output: &self.output, key: prepared.key, hyper: &self.hyper, interval: self.interval };
         match training_loop::run(&plan, data, trainer, watch)? {
-            Outcome::Finished(mut learned) => {
-                let report = K::finish(self, &prepared, &mut learned, watch)?;
-                learned.discard_state()?;
+            Outcome::Finished(mut trained) => {
+                let report = K::finish(self, &prepared, &mut trained, watch)?;
+                trained.discard_state()?;
                 Ok(Outcome::Finished(report))
             }
             Outcome::Interrupted { step, total_steps, state } => Ok(Outcome::Interrupted { step, total_steps, state }),
@@ -217,10 +217,10 @@ impl<K: Kind> Job<K> {
     pub fn run_trial(&self, device: &Device, pool: &ThreadPool, budget: Duration) -> Result<Trial, JobError> {
         pool.install(|| {
             let prepared = self.prepare()?;
-            let existing = K::existing(self, prepared.key).map(|existing| existing.standing);
+            let existing = K::existing(self, prepared.key).map(|existing| existing.status);
             let data = &prepared.data;
             let mut trial = Trial {
-                standing: existing.unwrap_or_else(|| training_loop::standing(&self.output, prepared.key)),
+                status: existing.unwrap_or_else(|| training_loop::status(&self.output, prepared.key)),
                 rows: data.rows(),
                 held_out: data.held_out_rows(),
                 tokens: prepared.tokens,
@@ -229,12 +229,12 @@ impl<K: Kind> Job<K> {
                 total_steps: self.hyper.total_steps(data.rows()),
                 batch_size: self.hyper.batch_size,
                 pace: None,
-                measuring: 0.0,
+                evaluation_seconds: 0.0,
             };
             if trial.trains() {
                 let mut trainer = self.trainer(&prepared, device)?;
                 trial.pace = Some(training_loop::run_trial(&mut trainer, data, &self.hyper, budget)?);
-                let times = self.hyper.epochs + u64::from(data.measures_start());
+                let times = self.hyper.epochs + u64::from(data.measures_initial_model());
                 for examples in data.held_out() {
                     trial.time_measuring(examples, times, |part| data.try_measure(&trainer, part))?;
                 }
@@ -244,15 +244,15 @@ impl<K: Kind> Job<K> {
     }
 
     /// Builds the part of `training.json` that all kinds of training have.
-    pub(super) fn common_report(&self, prepared: &Prepared<K::Data>, learned: &Learned) -> Value {
-        let mut json = learned.progress.to_json(prepared.data.scores());
+    pub(super) fn common_report(&self, prepared: &Prepared<K::Data>, trained: &TrainedModel) -> Value {
+        let mut json = trained.progress.to_json(prepared.data.scores());
         json["kind"] = K::NAME.into();
         json["job"] = prepared.key.to_hex().as_str().into();
         json["couplet"] = env!("CARGO_PKG_VERSION").into();
         json["base"] = self.base_name.as_deref().map_or_else(|| self.kind.base_to_json(), Value::from);
-        json["settings"] = self.hyper.to_json(learned.trainer.dropout());
-        json["steps"] = learned.trainer.steps().into();
-        json["epoch"] = learned.epoch().into();
+        json["settings"] = self.hyper.to_json(trained.trainer.dropout());
+        json["steps"] = trained.trainer.steps().into();
+        json["epoch"] = trained.epoch().into();
         json["peak_memory_bytes"] = peak_memory().into();
         json
     }

@@ -118,7 +118,7 @@ impl Pieces {
 
     /// Returns true if the token at a position continues the previous token's word.
     #[must_use]
-    pub fn goes_on(&self, input_ids: &[u32], place: usize) -> bool {
+    pub fn is_continuation(&self, input_ids: &[u32], place: usize) -> bool {
         let id = input_ids[place];
         self.continuation.get(id as usize).copied().unwrap_or(false)
             && !self.is_special(id)
@@ -132,7 +132,7 @@ impl Pieces {
         let mut words: Vec<Range<usize>> = Vec::new();
         for (place, _) in input_ids.iter().enumerate().filter(|(_, id)| !self.is_special(**id)) {
             match words.last_mut() {
-                Some(word) if self.goes_on(input_ids, place) => word.end = place + 1,
+                Some(word) if self.is_continuation(input_ids, place) => word.end = place + 1,
                 _ => words.push(place..place + 1),
             }
         }
@@ -225,7 +225,7 @@ impl Chunking {
         let mut start = 0;
         while start < text_ids.len() {
             let most = (start + room).min(text_ids.len());
-            let is_cut = |end: &usize| *end == text_ids.len() || !pieces.goes_on(text_ids, *end);
+            let is_cut = |end: &usize| *end == text_ids.len() || !pieces.is_continuation(text_ids, *end);
             let end = (start + 1..=most).rev().find(is_cut).unwrap_or(most);
             let mut chunk = Vec::with_capacity(end - start + 2);
             chunk.push(self.first);

@@ -13,7 +13,7 @@ use super::hyper::Hyper;
 use super::job::{self, Base, Kind, Prepared};
 use super::masking::{BERT_MASK_PROBABILITY, Chunking, Masking, Pieces};
 use super::sampling::HoldOut;
-use super::training_loop::{EpochData, Event, JobError, Key, Learned, Publication, REPORT, Score, Watch};
+use super::training_loop::{EpochData, Event, JobError, Key, Publication, REPORT, Score, TrainedModel, Watch};
 use super::{MaskedWords, Objective, training_chart};
 use epoch_data::{Texts, special_tokens};
 
@@ -137,20 +137,20 @@ impl Kind for Pretraining {
     fn finish(
         job: &Job,
         prepared: &Prepared<Texts>,
-        learned: &mut Learned,
+        trained: &mut TrainedModel,
         watch: &mut Watch,
     ) -> Result<Report, JobError> {
         let data = &prepared.data;
-        let scores = |place: usize| learned.progress.epochs().get(place).map(|epoch| epoch.scores.clone());
+        let scores = |place: usize| trained.progress.epochs().get(place).map(|epoch| epoch.scores.clone());
         let before = data.measured(&scores(0).unwrap_or_default());
-        let best = learned.progress.best().map(|best| best.scores.clone()).unwrap_or_default();
+        let best = trained.progress.best().map(|best| best.scores.clone()).unwrap_or_default();
         let measured = before
             .into_iter()
             .zip(data.measured(&best))
             .map(|((mask_probability, before), (_, after))| Measured { mask_probability, before, after });
         let measured: Vec<Measured> = measured.collect();
-        learned.load_best()?;
-        let mut json = job.common_report(prepared, learned);
+        trained.load_best()?;
+        let mut json = job.common_report(prepared, trained);
         json["settings"]["mask_probability"] = job.kind.mask_probability.into();
         let (training, validation) = (data.rows(), data.held_out_rows());
         json["rows"] = json!({ "texts": job.kind.texts.len(), "training": training, "validation": validation });
@@ -159,10 +159,10 @@ impl Kind for Pretraining {
         config.insert("tie_word_embeddings".into(), true.into());
         let (documents, chart) = (vec![(REPORT, json.clone())], training_chart::of_training(&json));
         let publication = Publication { config, tokenizer: &prepared.base.tokenizer, documents, chart };
-        publication.publish(&learned.trainer, &job.output)?;
+        publication.publish(&trained.trainer, &job.output)?;
         watch.emit(&Event::Published { folder: &job.output });
-        let (steps, skipped) = (learned.trainer.steps(), learned.progress.skipped);
-        Ok(Report { epoch: learned.epoch(), steps, skipped, measured, json })
+        let (steps, skipped) = (trained.trainer.steps(), trained.progress.skipped);
+        Ok(Report { epoch: trained.epoch(), steps, skipped, measured, json })
     }
 }
 

@@ -1,7 +1,7 @@
 //! Random numbers as a function of a seed, a purpose and a place (an epoch, an example).
 //!
-//! A training run that is killed and resumed draws the same numbers, in whatever order the work is done, because
-//! nothing is drawn from a shared stream. The generator is implemented here rather than taken from a crate because its
+//! A training run that is killed and resumed draws the same numbers, in any order of the work, because there is no
+//! shared stream. The generator is implemented here rather than taken from a crate because its
 //! output is part of the meaning of a seed: it must not change when a dependency is updated.
 
 use couplet_encoder::ops::mix64;
@@ -72,7 +72,7 @@ impl Random {
     /// If there are more than 2^32 - 1 items.
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for last in (1..items.len()).rev() {
-            let bound = u32::try_from(last + 1).expect("what is shuffled is counted in 32 bits");
+            let bound = u32::try_from(last + 1).expect("there are fewer than 2^32 items");
             items.swap(last, self.below(bound) as usize);
         }
     }

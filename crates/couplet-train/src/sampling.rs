@@ -126,7 +126,7 @@ impl ClassWeights {
 /// If there are 2^32 rows or more.
 #[must_use]
 pub fn epoch_order(seed: u64, epoch: u64, rows: usize) -> Vec<u32> {
-    let mut order: Vec<u32> = (0..u32::try_from(rows).expect("rows are counted in 32 bits")).collect();
+    let mut order: Vec<u32> = (0..u32::try_from(rows).expect("there are fewer than 2^32 rows")).collect();
     Random::new(seed, "epoch order", &[epoch]).shuffle(&mut order);
     order
 }
@@ -173,7 +173,7 @@ mod tests {
     const FIRST_ORDER: [u32; 8] = [0, 4, 7, 6, 3, 2, 1, 5];
 
     #[test]
-    fn a_fraction_is_between_none_and_all() {
+    fn a_fraction_is_between_0_and_1() {
         for fraction in [0.0, 1.0, -0.1, 10.0, f64::NAN] {
             assert!(HoldOut::try_new(fraction, 1).is_err());
         }
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn every_row_comes_once_an_epoch() {
+    fn every_row_occurs_once_per_epoch() {
         for rows in [0, 1, 31, 32, 33, 5000] {
             let batches = epoch_batches(3, 1, rows, 32);
             let mut seen: Vec<u32> = batches.concat();

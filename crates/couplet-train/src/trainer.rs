@@ -28,7 +28,7 @@ pub struct Step {
     pub grad_norm: f64,
     /// The learning rate of the update.
     pub learning_rate: f64,
-    /// Tokens in the batch.
+    /// The number of tokens in the batch.
     pub tokens: usize,
 }
 
@@ -113,7 +113,8 @@ impl Trainer {
     ) -> Result<Self, TrainError> {
         check(&options, &objective)?;
         options.dropout.get_or_insert(config.dropout);
-        // The network of all steps reads the variables themselves: a copy in another type would keep their first values.
+        // The network of all steps reads the variables themselves: a copy in another type would keep their first
+        // values.
         let kernels = kernels.with_f32();
         let tied = objective == Objective::MaskedWords;
         let (seed, deviation) = (options.seed, config.initializer_range);
@@ -155,7 +156,7 @@ impl Trainer {
         self.step_at(self.steps, batch)
     }
 
-    /// Takes a step at another position of the schedule, for training in which some batches are skipped.
+    /// Takes a step at the given position of the schedule, which is ahead of the step count if batches were skipped.
     pub(super) fn step_at(&mut self, place: u64, batch: &[Example]) -> Result<Step, TrainError> {
         let loss = self.compute_gradients(batch)?;
         let grad_norm = self.gradients.reduce();
@@ -208,8 +209,8 @@ impl Trainer {
         let micro_batches = micro_batches(&lengths, self.options.micro_batch_tokens, self.options.lanes);
         let work = self.gradients.lanes.par_iter().enumerate().map(|(lane, gradients)| {
             let parameters = self.weights.parameters(gradients);
-            let mine = micro_batches.iter().skip(lane).step_by(self.options.lanes);
-            mine.map(|indices| self.learn(&parameters, gradients, batch, indices, denominator)).collect()
+            let lane_batches = micro_batches.iter().skip(lane).step_by(self.options.lanes);
+            lane_batches.map(|indices| self.learn(&parameters, gradients, batch, indices, denominator)).collect()
         });
         let losses: Vec<Vec<f64>> = work.collect::<Result<_, TrainError>>()?;
         Ok(losses.iter().flatten().sum())

@@ -9,7 +9,7 @@ use plotters::prelude::{IntoDrawingArea, RGBColor, SVGBackend, Text};
 use plotters::style::{FontDesc, FontFamily, FontStyle};
 use serde_json::Value;
 
-use crate::chart::{BACKGROUND, BLUE, COLOURS, FAINT, GREEN, INK, Look, ORANGE, Panel, Series};
+use crate::chart::{BACKGROUND, BLUE, COLOURS, FAINT, GREEN, INK, ORANGE, Panel, Series, SeriesStyle};
 
 /// The width and height of the chart, in pixels.
 const SIZE: (u32, u32) = (1120, 800);
@@ -21,8 +21,8 @@ const SMOOTHED_FROM: usize = 40;
 /// The decay of the smoothed curve per point: about the last 20 points count.
 const KEEP: f64 = 0.95;
 
-/// Draws the contents of `training.json`. Returns none, with a warning, if that fails: a missing chart must not cost
-/// the model.
+/// Draws the contents of `training.json`. Logs a warning and returns none if that fails: a missing chart must not
+/// prevent the publication of the model.
 pub(super) fn of_training(json: &Value) -> Option<String> {
     let mut svg = String::new();
     let drawn = draw(json, &mut svg);
@@ -95,14 +95,14 @@ fn of_finetuning(json: &Value) -> Vec<Panel> {
     // Only metrics that fit on the deciding metric's axis.
     let shown: Vec<&str> = shown.filter(|name| is_share(name) == is_share(metric)).take(COLOURS.len()).collect();
     let measured = shown.iter().zip(COLOURS).map(|(name, colour)| {
-        Series::new(name, colour, Look::Marked, epochs(json, name, |epoch| epoch["epoch"].as_f64()))
+        Series::new(name, colour, SeriesStyle::Marked, epochs(json, name, |epoch| epoch["epoch"].as_f64()))
     });
     vec![
-        loss(json, unit, Series::new("held out", ORANGE, Look::Marked, held_out)),
+        loss(json, unit, Series::new("held out", ORANGE, SeriesStyle::Marked, held_out)),
         learning_rate(json),
         Panel::new("Held-out rows", "epoch", if is_share(metric) { "metric, up to 1" } else { metric })
             .with(measured.collect())
-            .whole_x(),
+            .integer_x(),
         reliability(json).unwrap_or_else(|| gradient(json)),
     ]
 }
@@ -118,13 +118,13 @@ fn of_pretraining(json: &Value) -> Vec<Panel> {
     let series = |name: &str| {
         let one = |(place, share): (usize, f64)| {
             let points = epochs(json, &score(name, place, share), by_step);
-            Series::new(&format!("{share} masked"), COLOURS[place % COLOURS.len()], Look::Marked, points)
+            Series::new(&format!("{share} masked"), COLOURS[place % COLOURS.len()], SeriesStyle::Marked, points)
         };
         shares().map(one).collect::<Vec<_>>()
     };
     let held_out = epochs(json, "loss", by_step);
     vec![
-        loss(json, "nats per masked word", Series::new("held out", ORANGE, Look::Marked, held_out)),
+        loss(json, "nats per masked word", Series::new("held out", ORANGE, SeriesStyle::Marked, held_out)),
         learning_rate(json),
         Panel::new("Perplexity of masked words, held-out texts", "step", "perplexity").with(series("perplexity")),
         Panel::new("Masked words predicted correctly, held-out texts", "step", "share").with(series("masked_accuracy")),
@@ -142,10 +142,10 @@ fn loss(json: &Value, unit: &str, held_out: Series) -> Panel {
             (*step, sum / weight)
         });
         let smoothed = smoothed.collect();
-        series.push(Series::new("training", BLUE, Look::Faint, points));
-        series.push(Series::new("training, smoothed", BLUE, Look::Line, smoothed));
+        series.push(Series::new("training", BLUE, SeriesStyle::Faint, points));
+        series.push(Series::new("training, smoothed", BLUE, SeriesStyle::Line, smoothed));
     } else {
-        series.push(Series::new("training", BLUE, Look::Line, points));
+        series.push(Series::new("training", BLUE, SeriesStyle::Line, points));
     }
     if !held_out.is_empty() {
         series.push(held_out);
@@ -154,13 +154,13 @@ fn loss(json: &Value, unit: &str, held_out: Series) -> Panel {
 }
 
 fn learning_rate(json: &Value) -> Panel {
-    let series = Series::new("learning rate", GREEN, Look::Line, curve(json, "learning_rate"));
-    Panel::new("Learning rate", "step", "learning rate").with(vec![series]).above_zero()
+    let series = Series::new("learning rate", GREEN, SeriesStyle::Line, curve(json, "learning_rate"));
+    Panel::new("Learning rate", "step", "learning rate").with(vec![series]).starting_at_zero()
 }
 
 fn gradient(json: &Value) -> Panel {
-    let series = Series::new("before clipping", BLUE, Look::Line, curve(json, "grad_norm"));
-    Panel::new("Gradient norm", "step", "norm").with(vec![series]).above_zero()
+    let series = Series::new("before clipping", BLUE, SeriesStyle::Line, curve(json, "grad_norm"));
+    Panel::new("Gradient norm", "step", "norm").with(vec![series]).starting_at_zero()
 }
 
 /// Returns the reliability diagram: the share of correct rows by confidence. None without probabilities.
@@ -176,7 +176,7 @@ fn reliability(json: &Value) -> Option<Panel> {
         let counts = bins.iter().filter_map(|bin| bin["rows"].as_f64().filter(|rows| *rows > 0.0)).collect();
         let error = json[key]["metrics"]["calibration_error"].as_f64();
         let name = error.map_or_else(|| name.to_owned(), |error| format!("{name}: off by {error:.3} on average"));
-        series.push(Series::new(&name, colour, Look::Sized(counts), points));
+        series.push(Series::new(&name, colour, SeriesStyle::Sized(counts), points));
     }
     if series.is_empty() {
         return None;
@@ -203,7 +203,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn a_training_is_drawn_whatever_it_measured() {
+    fn a_chart_is_drawn_for_all_kinds_of_reports() {
         let bins = json!([
             { "above": 0.8, "up_to": 0.9, "rows": 0, "confidence": null, "accuracy": null },
             { "above": 0.9, "up_to": 1.0, "rows": 3, "confidence": 0.95, "accuracy": 1.0 },

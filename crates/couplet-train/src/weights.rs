@@ -31,7 +31,7 @@ impl Weights {
     fn get(&self, name: &str, shape: &[usize]) -> Result<&Weight, LoadError> {
         let weight = self.by_name.get(name).map(|index| &self.all[*index]);
         weight.filter(|weight| weight.variable.dims() == shape).ok_or_else(|| {
-            // A network loads the same weights every time, so this is a bug.
+            // A network always loads the same weights, so a missing one is a bug.
             LoadError::Device(candle_core::Error::Msg(format!("no trainable weight {name} of shape {shape:?}")))
         })
     }
@@ -40,7 +40,7 @@ impl Weights {
         self.all.iter().map(|weight| weight.variable.elem_count()).collect()
     }
 
-    /// Returns the weights as one lane sees them, with the lane's gradients.
+    /// Returns the parameters of a lane: the weights with the lane's gradients.
     pub(super) fn parameters(&self, gradients: &[Arc<Gradient>]) -> Arc<Parameters> {
         let learned = self.all.iter().zip(gradients).map(|(weight, gradient)| {
             let parameter = Parameter { gradient: gradient.clone(), panels: weight.panels.clone() };
@@ -102,7 +102,7 @@ impl Initial<'_> {
 }
 
 impl WeightSource for Initial<'_> {
-    /// Weights are stored in the order of the requests.
+    /// Weights are stored in the order in which they are loaded.
     fn in_any_order(&self) -> bool {
         false
     }

@@ -2,13 +2,13 @@
 
 use couplet_train::statistics::metrics::Metric;
 use couplet_train::statistics::task::Task;
-use couplet_train::{MOST_EPOCHS, Shape};
+use couplet_train::{MAX_EPOCHS, Shape};
 
 use super::super::item::names;
 use super::super::key::{Key, Kind, Numbers, Section, optional, or, required};
 use super::{ANY_COUNT, COLUMN, COLUMNS, MAX_LENGTH, TEXTS, sql, sql_file};
 
-const EPOCHS: Kind = Kind::Integer(1..=MOST_EPOCHS as usize);
+const EPOCHS: Kind = Kind::Integer(1..=MAX_EPOCHS as usize);
 const SEED: Kind = Kind::Integer(0..=usize::MAX);
 /// A number of at least 0 and below 1.
 const PART: Kind = Kind::Number(Numbers { low: 0.0, with_low: true, high: 1.0 });

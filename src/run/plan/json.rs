@@ -1,7 +1,7 @@
 //! JSON output of a plan.
 
 use couplet_encoder::scorer::{PADDED_BATCH, Pace, Rejection};
-use couplet_train::training_loop::Standing;
+use couplet_train::training_loop::JobStatus;
 use serde_json::{Map, Value, json};
 
 use super::{Lengths, Plan, PlannedEvaluation, PlannedScoring, PlannedTraining};
@@ -51,15 +51,15 @@ impl PlannedTraining {
     fn to_json(&self) -> Value {
         let trial = self.trial.as_ref().map(|trial| {
             json!({
-                "state": match trial.standing {
-                    Standing::New => "new",
-                    Standing::Resumes(_) => "resumes",
-                    Standing::Done => "unchanged",
-                    Standing::ToCalibrate => "calibrates",
-                    Standing::Rejected => "rejected_before",
+                "state": match trial.status {
+                    JobStatus::New => "new",
+                    JobStatus::Resumes(_) => "resumes",
+                    JobStatus::Done => "unchanged",
+                    JobStatus::ToCalibrate => "calibrates",
+                    JobStatus::Rejected => "rejected_before",
                 },
-                "steps_done": match trial.standing {
-                    Standing::Resumes(steps) => Some(steps),
+                "steps_done": match trial.status {
+                    JobStatus::Resumes(steps) => Some(steps),
                     _ => None,
                 },
                 "rows": trial.rows,
@@ -74,7 +74,7 @@ impl PlannedTraining {
                     "seconds": pace.seconds,
                     "tokens_per_second": pace.tokens_per_second(),
                 })),
-                "seconds_of_measuring": trial.measuring,
+                "seconds_of_measuring": trial.evaluation_seconds,
             })
         });
         json!({

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use couplet_encoder::scorer::{PADDED_BATCH, Pace, Rejection};
 use couplet_storage::words::{counted, format_duration, grouped, size};
-use couplet_train::training_loop::Standing;
+use couplet_train::training_loop::JobStatus;
 
 use super::writes::LEFT;
 use super::{Lengths, Plan, PlannedEvaluation, PlannedScoring, PlannedTraining, Write};
@@ -109,12 +109,12 @@ impl PlannedTraining {
             lines.push(format!("labels {}", trial.labels.join(", ")));
         }
         let steps = format!("{} in {}", counted(trial.total_steps, "step"), counted(self.epochs as u64, "epoch"));
-        lines.push(match trial.standing {
-            Standing::New => steps,
-            Standing::Resumes(done) => format!("{steps}, of which {} are done and saved", grouped(done)),
-            Standing::Done => "nothing to do: the existing model has the same base, rows and settings".into(),
-            Standing::ToCalibrate => "only calibration and evaluation: the model is trained already".into(),
-            Standing::Rejected => "nothing to do: promote_if rejected this model before".into(),
+        lines.push(match trial.status {
+            JobStatus::New => steps,
+            JobStatus::Resumes(done) => format!("{steps}, of which {} are done and saved", grouped(done)),
+            JobStatus::Done => "nothing to do: the existing model has the same base, rows and settings".into(),
+            JobStatus::ToCalibrate => "only calibration and evaluation: the model is trained already".into(),
+            JobStatus::Rejected => "nothing to do: promote_if rejected this model before".into(),
         });
         if let (Some(pace), Some(seconds)) = (trial.pace, trial.seconds()) {
             lines.push(format!(

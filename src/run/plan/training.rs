@@ -82,7 +82,7 @@ impl Planner<'_> {
         let (trained, held_out) = (job.kind.training.len(), job.kind.validation.len());
         let unmeasured = nothing_held_out(stage, trained, held_out);
         plan.notes.extend(unmeasured.map(|note| format!("[{FINETUNE}]: {note}")));
-        let shared = job.shared();
+        let shared = job.overlapping_rows();
         if shared > 0 {
             plan.notes.push(format!("[{FINETUNE}]: {}", Event::SharedTexts { rows: shared, held_out }));
         }

@@ -1,4 +1,4 @@
-//! Attention over packed sequences.
+//! Multi-head attention over packed sequences.
 
 use candle_core::{DType, Device, Result, Tensor};
 
@@ -9,35 +9,35 @@ use super::{Kernels, read};
 /// The inputs of attention.
 #[derive(Debug, Clone, Copy)]
 pub struct Attention<'a> {
-    /// `[Tq, D]`.
+    /// The queries, `[Tq, D]`.
     pub query: &'a Tensor,
-    /// `[T, D]`.
+    /// The keys, `[T, D]`.
     pub key: &'a Tensor,
-    /// `[T, D]`.
+    /// The values, `[T, D]`.
     pub value: &'a Tensor,
-    /// Bounds of the sequences in the rows of the queries.
+    /// The offsets of the sequences in the rows of the queries, `[B + 1]`.
     pub cu_queries: &'a [u32],
-    /// Bounds of the sequences in the rows of the keys.
+    /// The offsets of the sequences in the rows of the keys, `[B + 1]`.
     pub cu_keys: &'a [u32],
-    /// Heads, among which the columns are shared out.
+    /// The number of heads; divides `D`.
     pub heads: usize,
 }
 
-/// Softmax attention of each sequence's queries over its own keys and values, in several heads.
+/// Computes multi-head softmax attention. The queries of a sequence attend to the keys and values of the same sequence.
 ///
 /// **Shapes**: `query [Tq, D]`, `key` and `value` `[T, D]` → `[Tq, D]`.
 /// **Source**: Vaswani et al. 2017, section 3.2.
 ///
 /// # Errors
-/// Shapes that are not as above.
+/// Shapes other than the above; offsets that do not fit the rows; heads that do not divide `D`.
 pub fn attention(of: &Attention, kernels: Kernels) -> Result<Tensor> {
     attention_with_dropout(of, None, kernels)
 }
 
-/// [`attention()`] with probabilities dropped, by kernels that have gradients.
+/// Computes [`attention()`] with dropout of the attention probabilities.
 ///
 /// # Errors
-/// As [`attention()`]; a dropout of other rows; fused kernels without gradients.
+/// As [`attention()`]; a dropout mask whose number of rows is not `Tq`; dropout with the inference kernels on a CPU.
 pub fn attention_with_dropout(of: &Attention, dropout: Option<Dropout>, kernels: Kernels) -> Result<Tensor> {
     of.check()?;
     if let Some(dropout) = &dropout {
@@ -47,6 +47,7 @@ pub fn attention_with_dropout(of: &Attention, dropout: Option<Dropout>, kernels:
 }
 
 impl Attention<'_> {
+    /// Checks the shapes and the offsets.
     fn check(&self) -> Result<()> {
         let Self { query, key, value, cu_queries, cu_keys, heads } = *self;
         let (rows, dim) = query.dims2()?;
@@ -63,13 +64,13 @@ impl Attention<'_> {
             );
         }
         if heads == 0 || !dim.is_multiple_of(heads) {
-            candle_core::bail!("{dim} columns cannot be shared out among {heads} heads");
+            candle_core::bail!("{heads} heads do not divide {dim} columns");
         }
         Ok(())
     }
 }
 
-/// Attention of one token of each sequence by the fused kernels, straight from rows that are never projected to keys and
+/// Attention of one query per sequence with the fused CPU kernels. It skips the projection of all tokens to keys and
 /// values.
 #[derive(Debug, Clone)]
 pub struct FirstTokenAttention {
@@ -78,10 +79,11 @@ pub struct FirstTokenAttention {
 }
 
 impl FirstTokenAttention {
-    /// Takes weight `[D, D]` of the keys, whose bias makes no difference, and weight and bias `[D]` of the values.
+    /// Takes the weight `[D, D]` of the keys, and the weight `[D, D]` and the bias `[D]` of the values. The bias of the
+    /// keys has no effect on the result.
     ///
     /// # Errors
-    /// Shapes that are not as above, `D` that cannot be shared out among the heads.
+    /// Shapes other than the above; heads that do not divide `D`.
     pub fn new(key: &Tensor, value: (&Tensor, &Tensor), heads: usize, kernels: FastKernels) -> Result<Self> {
         let (isa, dim) = (kernels.isa, value.1.dims1()?);
         if [key.dims(), value.0.dims()] != [[dim; 2]; 2] || heads == 0 || !dim.is_multiple_of(heads) {
@@ -92,10 +94,10 @@ impl FirstTokenAttention {
         Ok(Self { isa, weights })
     }
 
-    /// Softmax attention: `query [B, D]`, `x [T, D]` of `B` sequences → `[B, D]`.
+    /// Computes softmax attention: `query [B, D]`, `x [T, D]`, `cu_seqlens [B + 1]` → `[B, D]`.
     ///
     /// # Errors
-    /// Shapes that are not as above.
+    /// Shapes other than the above; a sequence without tokens.
     pub fn forward(&self, query: &Tensor, x: &Tensor, cu_seqlens: &[u32]) -> Result<Tensor> {
         let Self { isa, weights } = self;
         let (rows, dim) = query.dims2()?;
@@ -105,7 +107,7 @@ impl FirstTokenAttention {
             candle_core::bail!("query {:?} and x {:?} do not fit {rows} sequences", query.dims(), x.dims());
         }
         if cu_seqlens.windows(2).any(|s| s[0] >= s[1]) {
-            candle_core::bail!("a sequence has no token: {cu_seqlens:?}");
+            candle_core::bail!("a sequence has no tokens: {cu_seqlens:?}");
         }
         if rows == 0 {
             return Tensor::zeros((0, dim), DType::F32, &Device::Cpu);

@@ -1,16 +1,17 @@
-//! One dispatch for all implementations of the operators.
+//! Dispatch of the operators to their implementations.
 //!
-//! [`Kernels`] says which one runs, and is chosen once, when weights are loaded; the operators tell them apart only in
-//! [`Kernels::backend`]. The default methods of [`Backend`] are composed of candle's operators, which run on any
-//! device in any type and have gradients.
+//! [`Kernels`] selects the implementation once, when weights are loaded; [`Kernels::backend`] is the only place that
+//! matches on it to run an operator. The default methods of [`Backend`] are composed of candle's operators, which run
+//! on any device, in any type, and have gradients.
 //!
 //! To add a backend, such as fused kernels for a GPU:
 //!
-//! 1. implement [`Backend`] for a `Copy` struct in a module beside [`super::fast`], overriding what it fuses;
-//! 2. give it a variant of [`Kernels`], a line in [`Kernels::backend`] and in [`Kernels::with_f32`], and a device or a
-//!    precision in [`Kernels::for_device`] or [`Kernels::with_precision`];
-//! 3. say in `Trainer::learn` of couplet who computes its gradients: the [`super::Tape`], if it records the backward
-//!    pass of what it overrides as [`super::training`] does, or candle, through the default methods;
+//! 1. implement [`Backend`] for a `Copy` struct in a module next to [`super::fast`], and override the operators that it
+//!    fuses;
+//! 2. add a variant to [`Kernels`], a line to [`Kernels::backend`] and to [`Kernels::with_f32`], and a device or a
+//!    precision to [`Kernels::for_device`] or [`Kernels::with_precision`];
+//! 3. select in `Trainer::learn` (in couplet-train) what computes its gradients: the [`super::Tape`], if the overridden
+//!    operators record their backward pass as [`super::training`] does, or else candle, through the default methods;
 //! 4. add it to the lists of kernels in `tests/it/ops.rs` and `tests/it/parity.rs`.
 
 use candle_core::{DType, Device, Result, Tensor};
@@ -22,30 +23,30 @@ use super::reference::{self, ReferenceKernels};
 use super::training::{Dropout, SoftmaxRows, TrainingKernels};
 use super::{Activation, LayerNorm, Linear, Pointwise, Precision};
 
-/// An implementation of the operators; shapes that involve one layer only are checked by it, others by the caller.
+/// An implementation of the operators. It checks shapes that involve a single layer; the caller checks all others.
 pub(super) trait Backend {
-    /// The type of the tensors between the operators.
+    /// Returns the type of the tensors between the operators.
     fn dtype(&self) -> DType {
         DType::F32
     }
 
-    /// Brings a weight `[out, in]` and a bias `[out]` into the form that [`Self::linear`] reads.
+    /// Converts a weight `[out, in]` and a bias `[out]` to the format that [`Self::linear`] reads.
     fn prepare(&self, weight: &Tensor, bias: &Tensor) -> Result<Weights> {
         Ok(Weights::Plain(weight.to_dtype(self.dtype())?, bias.to_dtype(self.dtype())?))
     }
 
-    /// `activation(x · weightᵀ + bias)` of each layer, all with the same inputs.
+    /// Computes `activation(x · weightᵀ + bias)` for each layer, all with the same number of inputs.
     fn linear(&self, x: &Tensor, layers: &[&Linear], activation: Option<Activation>) -> Result<Vec<Tensor>> {
         layers.iter().map(|layer| reference::linear(x, layer, activation)).collect()
     }
 
-    /// `norm(dropout(x · weightᵀ + bias) + residual)`
+    /// Computes `norm(dropout(x · weightᵀ + bias) + residual)`.
     fn add_norm(&self, x: &Tensor, layer: &Linear, sum: AddNorm) -> Result<Tensor> {
         let out = reference::drop_elements(reference::linear(x, layer, None)?, sum.dropout.as_ref())?;
         sum.norm.forward(&(out + sum.residual)?)
     }
 
-    /// `norm(x + lin2(f(lin1(x))))`
+    /// Computes `norm(x + lin2(f(lin1(x))))`.
     fn feed_forward(&self, x: &Tensor, lin: [&Linear; 2], f: Activation, norm: &LayerNorm) -> Result<Tensor> {
         lin[1].forward_add_norm(&lin[0].forward_activated(x, f)?, x, norm)
     }
@@ -55,7 +56,7 @@ pub(super) trait Backend {
         reference::attention(of, dropout.as_ref())
     }
 
-    /// The normalised sum of rows of tables `[_, D]`, each with its ids: `[T] → [T, D]`.
+    /// Sums the rows with the given ids of each table `[_, D]`, and normalizes the sum: ids `[T]` → `[T, D]`.
     fn embed(&self, tables: &[(&Tensor, &[u32])], norm: &LayerNorm) -> Result<Tensor> {
         let gathered = tables.iter().map(|(table, ids)| select(table, ids));
         let Some(sum) = gathered.reduce(|sum, rows| sum? + rows?) else {
@@ -82,7 +83,7 @@ pub(super) trait Backend {
     /// See [`Kernels::pointwise`].
     fn pointwise(&self, x: &Tensor, function: Pointwise) -> Result<Tensor> {
         match function {
-            // candle's `relu` makes a number of what is none; times zero, it stays none.
+            // candle's `relu` maps NaN to 0; adding x · 0 restores the NaN.
             Pointwise::Relu => x.relu()? + (x * 0.0)?,
             Pointwise::Tanh => x.tanh(),
         }
@@ -98,19 +99,19 @@ fn select(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
     x.index_select(&Tensor::new(rows, x.device())?, 0)
 }
 
-/// Which implementation of the operators a model uses.
+/// The implementation of the operators that a model uses.
 #[derive(Debug, Clone, Copy)]
 pub enum Kernels {
-    /// Fused kernels on the calling CPU thread, without gradients.
+    /// Fused CPU kernels that run on the calling thread, without gradients.
     Fast(FastKernels),
-    /// Fused kernels on the calling CPU thread, with gradients.
+    /// Fused CPU kernels that run on the calling thread, with gradients.
     Training(TrainingKernels),
     /// candle's operators, with gradients in f32.
     Reference(ReferenceKernels),
 }
 
 impl Kernels {
-    /// The implementation.
+    /// Returns the implementation.
     pub(super) fn backend(&self) -> &dyn Backend {
         match self {
             Self::Fast(kernels) => kernels,
@@ -119,13 +120,13 @@ impl Kernels {
         }
     }
 
-    /// candle's operators in a floating-point type.
+    /// Returns candle's operators in a floating-point type.
     #[must_use]
     pub fn reference(dtype: DType) -> Self {
         Self::Reference(ReferenceKernels(dtype))
     }
 
-    /// The quickest kernels for the device in f32: fused ones on a CPU with fused multiply-add, candle's elsewhere.
+    /// Returns the fastest f32 kernels for a device: fused ones on a CPU with fused multiply-add, candle's elsewhere.
     #[must_use]
     pub fn for_device(device: &Device) -> Self {
         match Isa::detect() {
@@ -134,7 +135,7 @@ impl Kernels {
         }
     }
 
-    /// The quickest kernels with gradients for the device.
+    /// Returns the fastest f32 kernels with gradients for a device.
     #[must_use]
     pub fn for_training(device: &Device) -> Self {
         match Self::for_device(device) {
@@ -143,7 +144,8 @@ impl Kernels {
         }
     }
 
-    /// The quickest kernels for the device in a precision; none where f32 is quicker or the only one.
+    /// Returns the fastest kernels for a device in a precision; none if the device has no kernels in that precision, or
+    /// f32 is faster.
     #[must_use]
     pub fn with_precision(device: &Device, precision: Precision) -> Option<Self> {
         match (precision, Self::for_device(device)) {
@@ -157,7 +159,7 @@ impl Kernels {
         }
     }
 
-    /// These kernels in f32, as the layers that decide between labels always are.
+    /// Returns these kernels in f32, which the classification head always uses.
     #[must_use]
     pub fn with_f32(self) -> Self {
         match self {
@@ -167,7 +169,7 @@ impl Kernels {
         }
     }
 
-    /// The quickest kernels with the results of these, for weights that are not learned.
+    /// Returns the fastest kernels with the same results, for inference.
     #[must_use]
     pub fn without_gradients(self) -> Self {
         match self {
@@ -176,23 +178,24 @@ impl Kernels {
         }
     }
 
-    /// The f32 kernels without AVX-512, where this machine has both: the results must not differ.
+    /// Returns the f32 kernels for AVX2, even on a CPU with AVX-512; none without AVX2. For tests: both must give the
+    /// same results.
     #[must_use]
     #[cfg(target_arch = "x86_64")]
     pub fn avx2() -> Option<Self> {
         pulp::x86::V3::try_new().map(|v3| Self::Fast(FastKernels { isa: Isa::Avx2(v3), int16: None }))
     }
 
-    /// The type of the tensors between the operators.
+    /// Returns the type of the tensors between the operators.
     #[must_use]
     pub fn dtype(self) -> DType {
         self.backend().dtype()
     }
 
-    /// Drops elements of `x [T, D]`, if there are any to drop.
+    /// Applies dropout to `x [T, D]`; without dropout, returns `x`.
     ///
     /// # Errors
-    /// A dropout of other rows than those of `x`.
+    /// A dropout mask whose number of rows is not `T`.
     pub fn drop_elements(self, x: &Tensor, dropout: Option<Dropout>) -> Result<Tensor> {
         match dropout {
             None => Ok(x.clone()),
@@ -203,15 +206,15 @@ impl Kernels {
         }
     }
 
-    /// Selects rows of `x [T, D]`: `[R, D]`.
+    /// Selects `R` rows of `x` by their indices: `[T, D] → [R, D]`.
     ///
     /// # Errors
-    /// A row that is not there.
+    /// An index out of range.
     pub fn select_rows(self, x: &Tensor, rows: &[u32]) -> Result<Tensor> {
         self.backend().select_rows(x, rows)
     }
 
-    /// Applies a function to each element of `x [B, D]`.
+    /// Applies a function to each element of `x`: `[B, D] → [B, D]`.
     ///
     /// # Errors
     /// A failure of the device.
@@ -219,8 +222,7 @@ impl Kernels {
         self.backend().pointwise(x, function)
     }
 
-    /// Replaces each row of logits `[_, columns]` by its softmax, and returns the logarithm of each row's sum of
-    /// exponentials.
+    /// Replaces each row of logits `[_, columns]` with its softmax, and returns the log-sum-exp of each row.
     pub fn softmax_rows(self, logits: &mut [f32], columns: usize) -> Vec<f32> {
         self.backend().softmax_rows(SoftmaxRows { logits, columns })
     }

@@ -1,28 +1,28 @@
-//! Token ids to the rows that the first layer reads.
+//! Embedding tables: token ids to the input of the first layer.
 
 use candle_core::{Device, Result, Tensor};
 
 use super::fast::{self, FastKernels, Isa, Products};
 use super::{Kernels, LayerNorm, array, elements, read};
 
-/// Tables of word, position and (in BERT) token-type embeddings with the normalisation after their sum.
+/// The tables of word, position and (in BERT) token-type embeddings, and the layer norm of their sum.
 #[derive(Debug, Clone)]
 pub struct Embeddings {
-    /// `[vocabulary, D]`
+    /// The word embeddings, `[vocabulary, D]`.
     pub words: Tensor,
-    /// `[positions, D]`
+    /// The position embeddings, `[positions, D]`.
     pub positions: Tensor,
-    /// `[types, D]`
+    /// The token-type embeddings, `[types, D]`; none if the model has none.
     pub token_types: Option<Tensor>,
-    /// Over `D`.
+    /// The layer norm over `D`.
     pub norm: LayerNorm,
 }
 
 impl Embeddings {
-    /// Adds up and normalises each token's embeddings: ids `[T]` → `[T, D]`.
+    /// Sums and normalizes the embeddings of each token: ids `[T]` → `[T, D]`.
     ///
     /// # Errors
-    /// An id that is not in its table; tables and a norm of different widths.
+    /// Numbers of ids that differ; an id outside its table; tables and a norm of different widths.
     pub fn forward(
         &self,
         input_ids: &[u32],
@@ -33,7 +33,8 @@ impl Embeddings {
         kernels.backend().embed(&self.check(input_ids, position_ids, token_type_ids)?, &self.norm)
     }
 
-    /// The tables with the ids in each, in the order in which PyTorch adds them, which decides the last bit.
+    /// Checks the ids, and returns each table with its ids. The tables are in the order in which PyTorch adds them, as
+    /// the order affects the last bit of the sum.
     fn check<'a>(
         &'a self,
         input_ids: &'a [u32],
@@ -65,28 +66,28 @@ impl Embeddings {
     }
 }
 
-/// Gives `f` the elements of tables, with the ids in each.
+/// Calls `f` with the elements of each table and its ids.
 pub(super) fn read_tables<R>(tables: &[(&Tensor, &[u32])], f: impl FnOnce(&[(&[f32], &[u32])]) -> R) -> Result<R> {
-    let held: Vec<_> = tables.iter().map(|(table, _)| table.storage_and_layout()).collect();
-    let read = held.iter().zip(tables).map(|((storage, layout), (_, ids))| Ok((elements(storage, layout)?, *ids)));
+    let guards: Vec<_> = tables.iter().map(|(table, _)| table.storage_and_layout()).collect();
+    let read = guards.iter().zip(tables).map(|((storage, layout), (_, ids))| Ok((elements(storage, layout)?, *ids)));
     Ok(f(&read.collect::<Result<Vec<_>>>()?))
 }
 
-/// Embeddings with the square layers that read them, by the fused kernels: words are multiplied once, however often they
-/// occur.
+/// Embeddings fused with the `N` square layers that read them, for the CPU kernels. The product of each table entry is
+/// computed once and cached.
 #[derive(Debug)]
 pub struct ProjectedEmbeddings<const N: usize> {
     embeddings: Embeddings,
     isa: Isa,
-    /// With the entries of the tables.
+    /// The cached products of the table entries with the layers.
     products: Products,
 }
 
 impl<const N: usize> ProjectedEmbeddings<N> {
-    /// Takes weight `[D, D]` and bias `[D]` of each layer.
+    /// Takes the weight `[D, D]` and the bias `[D]` of each layer.
     ///
     /// # Errors
-    /// Shapes that are not as above.
+    /// Shapes other than the above.
     pub fn new(embeddings: Embeddings, layers: [(&Tensor, &Tensor); N], kernels: FastKernels) -> Result<Self> {
         let (isa, dim) = (kernels.isa, embeddings.words.dim(1)?);
         if let Some((weight, bias)) =
@@ -104,10 +105,10 @@ impl<const N: usize> ProjectedEmbeddings<N> {
         Ok(Self { embeddings, isa, products })
     }
 
-    /// The normalised embeddings of ids `[T]`, `[T, D]`, and their product with each layer, `[T, D]`.
+    /// Computes the normalized embeddings `[T, D]` of ids `[T]`, and the output `[T, D]` of each layer.
     ///
     /// # Errors
-    /// An id that is not in its table.
+    /// Numbers of ids that differ; an id outside its table.
     pub fn forward(
         &self,
         input_ids: &[u32],

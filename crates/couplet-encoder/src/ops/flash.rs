@@ -1,14 +1,15 @@
-//! Flash attention (Dao 2023) on CUDA: packed sequences without a padded copy.
+//! Flash attention (Dao 2023) on CUDA, which takes packed sequences without a padded copy.
 
 use candle_core::{DType, Result, Tensor};
 
 use super::Attention;
 
-/// Largest width of a head that the kernel has been compiled for.
+/// The largest head width that the kernel supports, in columns.
 const MAX_HEAD_DIM: usize = 256;
 
-/// Whether the kernel takes these queries `[T, D]`: half precision, on CUDA, heads of a multiple of 8.
-pub(super) fn suits(query: &Tensor, heads: usize) -> bool {
+/// Returns true if the kernel supports the queries `[T, D]`: half precision, on CUDA, a head width that is a multiple
+/// of 8.
+pub(super) fn supports(query: &Tensor, heads: usize) -> bool {
     let head_dim = query.dims()[1] / heads;
     query.device().is_cuda()
         && matches!(query.dtype(), DType::F16 | DType::BF16)

@@ -1,4 +1,4 @@
-//! Fully connected layers, with what follows them.
+//! Fully connected layers, optionally fused with activation, dropout, residual connection and layer norm.
 
 use candle_core::{Result, Tensor};
 
@@ -13,9 +13,10 @@ pub struct Linear {
     kernels: Kernels,
 }
 
-/// The weights of a layer, in the form that its kernels read.
+/// The weights of a layer, in the format of its kernels.
 #[derive(Debug, Clone)]
 pub(super) enum Weights {
+    /// Packed, and perhaps quantized, for the inference kernels on a CPU.
     Packed(Layer),
     /// Weight `[out, in]` and bias `[out]`.
     Plain(Tensor, Tensor),
@@ -29,64 +30,65 @@ pub(super) struct AddNorm<'a> {
 }
 
 impl Linear {
-    /// Takes a weight `[out, in]` and a bias `[out]`, packing them if the kernels want them packed.
+    /// Takes a weight `[out, in]` and a bias `[out]`, and packs them if the kernels need it.
     ///
     /// # Errors
-    /// A shape or type that is not as above.
+    /// A weight or bias of another shape, without elements, or of an unsupported type.
     pub fn new(weight: &Tensor, bias: &Tensor, kernels: Kernels) -> Result<Self> {
         if bias.dims() != [weight.dims2()?.0] {
             candle_core::bail!("bias {:?} does not fit weight {:?}", bias.dims(), weight.dims());
         }
         if weight.elem_count() == 0 {
-            candle_core::bail!("weight {:?} has no element", weight.dims());
+            candle_core::bail!("weight {:?} has no elements", weight.dims());
         }
         Ok(Self { weights: kernels.backend().prepare(weight, bias)?, kernels })
     }
 
-    /// The kernels that run it.
+    /// Returns the layer's kernels.
     #[must_use]
     pub fn kernels(&self) -> Kernels {
         self.kernels
     }
 
-    /// Weight and bias, for kernels that do not pack them.
+    /// Returns the weight `[out, in]` and the bias `[out]`, for kernels that do not pack them.
     pub(super) fn plain(&self) -> Result<(&Tensor, &Tensor)> {
         match &self.weights {
             Weights::Plain(weight, bias) => Ok((weight, bias)),
-            Weights::Packed(_) => candle_core::bail!("a packed layer in kernels that do not read it"),
+            Weights::Packed(_) => candle_core::bail!("these kernels cannot read a packed layer"),
         }
     }
 
-    /// `x · weightᵀ + bias`
+    /// Computes `x · weightᵀ + bias`: `[T, in] → [T, out]`.
     ///
     /// # Errors
-    /// An `x` that is not `[T, in]`.
+    /// `x` is not `[T, in]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let [out] = linear_many(x, [self])?;
         Ok(out)
     }
 
-    /// `activation(x · weightᵀ + bias)`
+    /// Computes `activation(x · weightᵀ + bias)`: `[T, in] → [T, out]`.
     ///
     /// # Errors
-    /// An `x` that is not `[T, in]`.
+    /// `x` is not `[T, in]`.
     pub fn forward_activated(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
         let [out] = array(self.kernels.backend().linear(x, &[self], Some(activation))?)?;
         Ok(out)
     }
 
-    /// `norm(x · weightᵀ + bias + residual)`, the residual `[T, out]`
+    /// Computes `norm(x · weightᵀ + bias + residual)`, with a residual `[T, out]`: `[T, in] → [T, out]`.
     ///
     /// # Errors
-    /// An `x` that is not `[T, in]`, a residual that is not `[T, out]`.
+    /// `x` is not `[T, in]`, or `residual` is not `[T, out]`.
     pub fn forward_add_norm(&self, x: &Tensor, residual: &Tensor, norm: &LayerNorm) -> Result<Tensor> {
         self.forward_dropout_add_norm(x, None, residual, norm)
     }
 
-    /// `norm(dropout(x · weightᵀ + bias) + residual)`, as [`Linear::forward_add_norm`] if nothing is dropped.
+    /// Computes `norm(dropout(x · weightᵀ + bias) + residual)`: [`Linear::forward_add_norm`] with dropout.
     ///
     /// # Errors
-    /// As [`Linear::forward_add_norm`]; a dropout of other rows; fused kernels without gradients.
+    /// As [`Linear::forward_add_norm`]; a dropout mask whose number of rows is not `T`; dropout with the inference
+    /// kernels on a CPU.
     pub fn forward_dropout_add_norm(
         &self,
         x: &Tensor,
@@ -98,10 +100,11 @@ impl Linear {
     }
 }
 
-/// Applies several layers of the same kernels to the same rows, which are read and packed once.
+/// Applies several layers to the same rows `x [T, in]`, which are read and quantized only once. The layers must have
+/// the same kernels.
 ///
 /// # Errors
-/// An `x` that is not `[T, in]`.
+/// `x` is not `[T, in]`.
 pub fn linear_many<const N: usize>(x: &Tensor, layers: [&Linear; N]) -> Result<[Tensor; N]> {
     array(match layers.first() {
         Some(layer) => layer.kernels.backend().linear(x, &layers, None)?,
@@ -109,10 +112,10 @@ pub fn linear_many<const N: usize>(x: &Tensor, layers: [&Linear; N]) -> Result<[
     })
 }
 
-/// The feed-forward sublayer, `norm(x + lin2(activation(lin1(x))))`: `[T, D] → [T, D]`.
+/// Computes the feed-forward sublayer, `norm(x + lin2(activation(lin1(x))))`: `[T, D] → [T, D]`.
 ///
 /// # Errors
-/// An `x` that is not `[T, D]`, layers or a norm that do not fit it and each other.
+/// `x` is not `[T, D]`; the shapes of the layers or of the norm do not match.
 pub fn feed_forward(
     x: &Tensor,
     lin1: &Linear,

@@ -1,14 +1,14 @@
-//! The few operators that an encoder spends its time in, over packed rows: no padding tokens anywhere.
+//! The operators in which an encoder spends most of its time, on packed rows without padding tokens.
 //!
-//! Each exists three times: composed of candle's operators ([`Kernels::Reference`]: any device, differentiable),
-//! as a fused CPU kernel ([`Kernels::Fast`]), and as a fused CPU kernel with a backward pass
-//! ([`Kernels::Training`]). The choice is made once, when weights are loaded; a model does not know which one runs.
-//! The module `backend` dispatches, and says how another implementation is added.
+//! Each operator has three implementations: a composition of candle's operators ([`Kernels::Reference`]: any device,
+//! differentiable), a fused CPU kernel ([`Kernels::Fast`]), and a fused CPU kernel with a backward pass
+//! ([`Kernels::Training`]). The implementation is chosen once, when weights are loaded; models do not depend on the
+//! choice. The module `backend` dispatches, and explains how to add an implementation.
 //!
-//! No operator or layer holds gradients: the [`Tape`] that records a training step finds them by the weight.
+//! Operators and layers hold no gradients: the [`Tape`] that records a training step looks them up by weight.
 //!
-//! Sequences are packed: `[T, D]` holds the tokens of all sequences one after the other, and
-//! `cu_seqlens` (0, then the running sum of lengths) says where each begins.
+//! Sequences are packed: `[T, D]` holds the tokens of all sequences, concatenated. `cu_seqlens` holds their offsets: 0,
+//! then the cumulative sum of the sequence lengths.
 
 mod attention;
 mod backend;
@@ -35,24 +35,24 @@ pub use training::{
     Dropout, Gradient, Noise, PackedWeight, Parameter, Parameters, Place, Rates, Tape, TrainingKernels, mix64,
 };
 
-/// The numbers in which an encoder's linear layers multiply.
+/// The numeric precision of an encoder's linear layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Precision {
     /// 32-bit floats.
     F32,
-    /// 16-bit integers with exact sums, and 32-bit floats everywhere else; on CPUs.
+    /// 16-bit integers with exact sums in the linear layers, 32-bit floats elsewhere; CPUs only.
     Int16,
-    /// 16-bit floats of the IEEE, everywhere but in sums over a row; on GPUs.
+    /// IEEE 16-bit floats, except for sums over a row; GPUs only.
     F16,
-    /// 16-bit floats with the exponents of f32, everywhere but in sums over a row; on GPUs.
+    /// bfloat16 (the exponent range of f32), except for sums over a row; GPUs only.
     Bf16,
 }
 
 impl Precision {
-    /// All of them.
+    /// All precisions.
     pub const ALL: [Self; 4] = [Self::F32, Self::Int16, Self::F16, Self::Bf16];
 
-    /// Returns the name in pipelines and reports.
+    /// Returns the name used in pipelines and reports.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -63,7 +63,7 @@ impl Precision {
         }
     }
 
-    /// Whether there are kernels for it on a device, and f32 is not quicker.
+    /// Returns true if the device has kernels for this precision that are not slower than f32.
     #[must_use]
     pub fn runs_on(self, device: &Device) -> bool {
         Kernels::with_precision(device, self).is_some()
@@ -76,12 +76,12 @@ impl fmt::Display for Precision {
     }
 }
 
-/// The function between the two layers of a feed-forward sublayer.
+/// The activation between the two layers of a feed-forward sublayer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Activation {
     /// GELU with the exact `erf` (Hendrycks & Gimpel 2016).
     Gelu,
-    /// GELU by its tanh approximation, of the same paper.
+    /// The tanh approximation of GELU, from the same paper.
     GeluTanh,
     /// `max(x, 0)`
     Relu,
@@ -90,10 +90,10 @@ pub enum Activation {
 }
 
 impl Activation {
-    /// All of them.
+    /// All activations.
     pub const ALL: [Self; 4] = [Self::Gelu, Self::GeluTanh, Self::Relu, Self::Silu];
 
-    /// The function by candle's operators.
+    /// Applies the activation with candle's operators.
     fn forward(self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Gelu => x.gelu_erf(),
@@ -104,10 +104,10 @@ impl Activation {
     }
 }
 
-/// The function between the two layers of a classification head.
+/// The activation between the two layers of a classification head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pointwise {
-    /// `max(x, 0)`, and NaN of NaN.
+    /// `max(x, 0)`; NaN stays NaN.
     Relu,
     /// The hyperbolic tangent.
     Tanh,
@@ -121,7 +121,7 @@ impl Pointwise {
         }
     }
 
-    /// The derivative, as a function of the value.
+    /// Returns the derivative as a function of the activation's output.
     fn slope(self) -> fn(f32) -> f32 {
         match self {
             Self::Relu => |y| if y > 0.0 { 1.0 } else { 0.0 },
@@ -130,7 +130,7 @@ impl Pointwise {
     }
 }
 
-/// Scale and shift of a layer normalisation: `[T, D] → [T, D]`.
+/// Layer normalization: `[T, D] → [T, D]`.
 #[derive(Debug, Clone)]
 pub struct LayerNorm {
     weight: Tensor,
@@ -139,7 +139,7 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
-    /// Takes weight and bias `[D]` and the ε that is added to the variance.
+    /// Takes the weight `[D]`, the bias `[D]`, and the ε that is added to the variance.
     #[must_use]
     pub fn new(weight: Tensor, bias: Tensor, eps: f64) -> Self {
         Self { weight, bias, eps }
@@ -154,10 +154,10 @@ impl LayerNorm {
         self.eps as f32
     }
 
-    /// Normalises rows that no layer was fused with: `[T, D] → [T, D]`.
+    /// Normalizes rows, without fusing another layer: `[T, D] → [T, D]`.
     ///
     /// # Errors
-    /// An `x` that is not `[T, D]`.
+    /// `x` is not `[T, D]`.
     pub fn normalise(&self, x: &Tensor, kernels: Kernels) -> Result<Tensor> {
         kernels.backend().normalise(x, self)
     }
@@ -167,14 +167,14 @@ impl LayerNorm {
     }
 }
 
-/// Gives `f` the elements of contiguous f32 tensors on the CPU.
+/// Calls `f` with the elements of contiguous f32 tensors on the CPU, without copying them.
 ///
 /// # Errors
-/// Tensors that are not f32, on another device or not contiguous.
+/// A tensor that is not f32, not on the CPU, or not contiguous.
 pub fn read<const N: usize, R>(tensors: [&Tensor; N], f: impl FnOnce([&[f32]; N]) -> R) -> Result<R> {
-    let held = tensors.map(Tensor::storage_and_layout);
+    let guards = tensors.map(Tensor::storage_and_layout);
     let mut all: [&[f32]; N] = [&[]; N];
-    for (values, (storage, layout)) in all.iter_mut().zip(&held) {
+    for (values, (storage, layout)) in all.iter_mut().zip(&guards) {
         *values = elements(storage, layout)?;
     }
     Ok(f(all))
@@ -191,7 +191,7 @@ fn elements<'s>(storage: &'s Storage, layout: &Layout) -> Result<&'s [f32]> {
     }
 }
 
-/// One result per layer.
-fn array<T, const N: usize>(of: Vec<T>) -> Result<[T; N]> {
-    of.try_into().map_err(|_| candle_core::Error::Msg("one product per layer".into()))
+/// Converts the results of `N` layers to an array.
+fn array<T, const N: usize>(results: Vec<T>) -> Result<[T; N]> {
+    results.try_into().map_err(|_| candle_core::Error::Msg("one product per layer".into()))
 }

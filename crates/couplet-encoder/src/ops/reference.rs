@@ -1,6 +1,6 @@
-//! The operators composed of candle's: any device, any float type, differentiable.
+//! The reference implementation: compositions of candle's operators, for any device and float type, differentiable.
 //!
-//! Slower than [`super::fast`] on a CPU; the tests hold the two against each other, and GPUs run this one.
+//! On a CPU it is slower than [`super::fast`]. GPUs use it, and the tests compare the other implementations with it.
 
 use candle_core::{D, DType, Device, Result, Tensor};
 
@@ -8,7 +8,7 @@ use super::backend::Backend;
 use super::training::Dropout;
 use super::{Activation, Attention, Linear};
 
-/// candle's operators in a floating-point type.
+/// candle's operators, computing in a floating-point type.
 #[derive(Debug, Clone, Copy)]
 pub struct ReferenceKernels(pub(super) DType);
 
@@ -20,13 +20,13 @@ impl Backend for ReferenceKernels {
     #[cfg(feature = "flash-attn")]
     fn attention(&self, of: &Attention, dropout: Option<Dropout>) -> Result<Tensor> {
         match dropout {
-            None if super::flash::suits(of.query, of.heads) => super::flash::attention(of),
+            None if super::flash::supports(of.query, of.heads) => super::flash::attention(of),
             dropout => attention(of, dropout.as_ref()),
         }
     }
 }
 
-/// `activation(x · weightᵀ + bias)`
+/// Computes `activation(x · weightᵀ + bias)`: `[T, in] → [T, out]`.
 pub(super) fn linear(x: &Tensor, layer: &Linear, activation: Option<Activation>) -> Result<Tensor> {
     let (weight, bias) = layer.plain()?;
     let out = x.matmul(&weight.t()?)?.broadcast_add(bias)?;
@@ -36,15 +36,15 @@ pub(super) fn linear(x: &Tensor, layer: &Linear, activation: Option<Activation>)
     }
 }
 
-/// Drops elements of `x [T, D]`.
+/// Applies dropout to `x [T, D]`, if there is any.
 pub(super) fn drop_elements(x: Tensor, dropout: Option<&Dropout>) -> Result<Tensor> {
     let Some(dropout) = dropout else { return Ok(x) };
     dropout.check(&x)?;
     &x * dropout.factors(x.dim(1)?, x.device())?.to_dtype(x.dtype())?
 }
 
-/// `LayerNorm(x)` over the last dimension, written out because candle-nn's fused kernel has no gradient; weight and
-/// bias are f32, and so are the sums.
+/// Computes `LayerNorm(x)` over the last dimension, in the type of the weight (f32). It is composed of basic operators
+/// because candle-nn's fused kernel has no gradient.
 pub(super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     let dtype = x.dtype();
     let x = x.to_dtype(weight.dtype())?;
@@ -53,7 +53,7 @@ pub(super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -
     centred.broadcast_div(&(variance + eps)?.sqrt()?)?.broadcast_mul(weight)?.broadcast_add(bias)?.to_dtype(dtype)
 }
 
-/// Softmax over the last dimension, written out for the same reason, in f32.
+/// Computes softmax over the last dimension, in f32. candle-nn's fused kernel has no gradient here either.
 fn softmax(x: &Tensor) -> Result<Tensor> {
     let dtype = x.dtype();
     let x = x.to_dtype(DType::F32)?;
@@ -61,8 +61,8 @@ fn softmax(x: &Tensor) -> Result<Tensor> {
     exp.broadcast_div(&exp.sum_keepdim(D::Minus1)?)?.to_dtype(dtype)
 }
 
-/// Attention over packed rows by way of a padded batch: see [`attention`](crate::ops::attention::attention) for the
-/// shapes. Of the probabilities of each query, those that `dropout` says are dropped.
+/// Computes attention over packed rows through a padded batch, with optional dropout of the probabilities. See
+/// [`attention`](crate::ops::attention::attention) for the shapes.
 pub(super) fn attention(of: &Attention, dropout: Option<&Dropout>) -> Result<Tensor> {
     let Attention { query, key, value, cu_queries, cu_keys, heads } = *of;
     let device = query.device();
@@ -78,7 +78,7 @@ pub(super) fn attention(of: &Attention, dropout: Option<&Dropout>) -> Result<Ten
     let scores = scores.broadcast_add(&padded_keys.mask(device)?.to_dtype(scores.dtype())?)?;
     let mut probabilities = softmax(&scores)?;
     if let Some(dropout) = dropout {
-        let factors = factors(dropout, cu_queries, &padded_queries, &padded_keys, heads);
+        let factors = dropout_factors(dropout, cu_queries, &padded_queries, &padded_keys, heads);
         probabilities = (&probabilities
             * Tensor::from_vec(factors, probabilities.shape(), device)?.to_dtype(probabilities.dtype())?)?;
     }
@@ -87,12 +87,12 @@ pub(super) fn attention(of: &Attention, dropout: Option<&Dropout>) -> Result<Ten
     context.index_select(&Tensor::new(padded_queries.rows(), device)?, 0)
 }
 
-/// The factors of the probabilities `[batch, heads, queries, keys]`, 0 where they are dropped.
-fn factors(dropout: &Dropout, cu_queries: &[u32], queries: &Padding, keys: &Padding, heads: usize) -> Vec<f32> {
+/// Returns the dropout factors of the probabilities, `[batch, heads, queries, keys]`; 0 for a dropped probability.
+fn dropout_factors(dropout: &Dropout, cu_queries: &[u32], queries: &Padding, keys: &Padding, heads: usize) -> Vec<f32> {
     let mut factors = vec![1.0; queries.batch * heads * queries.longest * keys.longest];
     let blocks = factors.chunks_exact_mut((queries.longest * keys.longest).max(1));
-    for (block, place) in blocks.zip((0..queries.batch).flat_map(|s| (0..heads).map(move |head| (s, head)))) {
-        let (sequence, head) = place;
+    let heads_of_sequences = (0..queries.batch).flat_map(|s| (0..heads).map(move |head| (s, head)));
+    for (block, (sequence, head)) in blocks.zip(heads_of_sequences) {
         let rows = cu_queries[sequence] as usize..cu_queries[sequence + 1] as usize;
         let tokens = (keys.cu_seqlens[sequence + 1] - keys.cu_seqlens[sequence]) as usize;
         for (row, query) in block.chunks_exact_mut(keys.longest).zip(rows) {
@@ -102,7 +102,7 @@ fn factors(dropout: &Dropout, cu_queries: &[u32], queries: &Padding, keys: &Padd
     factors
 }
 
-/// Where packed sequences lie in a padded batch.
+/// The layout of packed sequences in a padded batch.
 struct Padding<'a> {
     cu_seqlens: &'a [u32],
     batch: usize,
@@ -115,12 +115,12 @@ impl<'a> Padding<'a> {
         Self { cu_seqlens, batch: cu_seqlens.len() - 1, longest }
     }
 
-    /// Lengths of the sequences.
+    /// Returns the lengths of the sequences, in tokens.
     fn lengths(&self) -> impl Iterator<Item = usize> {
         self.cu_seqlens.windows(2).map(|s| (s[1] - s[0]) as usize)
     }
 
-    /// `[T, D] → [batch · longest, D]`; a padding row repeats row 0, which the mask hides.
+    /// Pads packed rows: `[T, D] → [batch · longest, D]`. Padding rows are copies of row 0, which the mask excludes.
     fn pad(&self, x: &Tensor) -> Result<Tensor> {
         let mut index = vec![0u32; self.batch * self.longest];
         for (slots, sequence) in index.chunks_exact_mut(self.longest.max(1)).zip(self.cu_seqlens.windows(2)) {
@@ -131,7 +131,7 @@ impl<'a> Padding<'a> {
         x.index_select(&Tensor::new(index, x.device())?, 0)
     }
 
-    /// Rows of the padded batch that hold tokens, in packed order.
+    /// Returns the indices of the padded batch's rows that hold tokens, in packed order.
     fn rows(&self) -> Vec<u32> {
         let row = |sequence: usize, position: usize| u32::try_from(sequence * self.longest + position);
         self.lengths()
@@ -140,7 +140,7 @@ impl<'a> Padding<'a> {
             .collect()
     }
 
-    /// `[batch, 1, 1, longest]`: 0 where there is a token, -∞ where there is padding.
+    /// Returns the attention mask `[batch, 1, 1, longest]`: 0 for a token, -∞ for padding.
     fn mask(&self, device: &Device) -> Result<Tensor> {
         let mask: Vec<f32> = self
             .lengths()

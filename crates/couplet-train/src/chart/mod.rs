@@ -5,7 +5,7 @@ mod panel;
 use plotters::prelude::{DrawingAreaErrorKind, IntoDrawingArea, SVGBackend};
 use plotters::style::RGBColor;
 
-pub use panel::{Look, Panel, Series};
+pub use panel::{Panel, Series, SeriesStyle};
 
 pub(crate) const INK: RGBColor = RGBColor(36, 41, 47);
 pub(crate) const FAINT: RGBColor = RGBColor(110, 119, 129);
@@ -23,9 +23,9 @@ pub(crate) const COLOURS: [RGBColor; 4] = [BLUE, ORANGE, GREEN, RGBColor(204, 12
 
 pub(crate) type Drawn<E> = Result<(), DrawingAreaErrorKind<E>>;
 
-/// Draws a panel as an image of its own. Returns none, with a warning, if it cannot be drawn.
+/// Draws a single panel as an SVG image. Logs a warning and returns none if that fails.
 #[must_use]
-pub fn picture(panel: &Panel, size: (u32, u32)) -> Option<String> {
+pub fn to_svg(panel: &Panel, size: (u32, u32)) -> Option<String> {
     let mut svg = String::new();
     let drawn = {
         let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();

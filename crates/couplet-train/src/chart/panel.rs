@@ -9,7 +9,7 @@ use plotters::style::{Color, FontDesc, FontFamily, FontStyle, RGBColor, ShapeSty
 use super::{BACKGROUND, Drawn, FAINT, GRID, INK};
 
 /// The drawing style of a series.
-pub enum Look {
+pub enum SeriesStyle {
     /// A line.
     Line,
     /// A faint line that others are drawn over.
@@ -26,16 +26,16 @@ pub enum Look {
 pub struct Series {
     name: String,
     colour: RGBColor,
-    look: Look,
+    style: SeriesStyle,
     points: Vec<(f64, f64)>,
 }
 
 impl Series {
     /// Returns a series of points `(x, y)`.
     #[must_use]
-    pub fn new(name: &str, colour: RGBColor, look: Look, points: Vec<(f64, f64)>) -> Self {
+    pub fn new(name: &str, colour: RGBColor, style: SeriesStyle, points: Vec<(f64, f64)>) -> Self {
         let points = points.into_iter().filter(|(x, y)| x.is_finite() && y.is_finite()).collect();
-        Self { name: name.to_owned(), colour, look, points }
+        Self { name: name.to_owned(), colour, style, points }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -49,10 +49,10 @@ pub struct Panel {
     x: String,
     y: String,
     series: Vec<Series>,
-    above_zero: bool,
-    whole_x: bool,
+    starting_at_zero: bool,
+    integer_x: bool,
     diagonal: bool,
-    x_ends: Option<(f64, f64)>,
+    x_range: Option<(f64, f64)>,
     text_scale: f64,
 }
 
@@ -65,10 +65,10 @@ impl Panel {
             x: x.to_owned(),
             y: y.to_owned(),
             series: Vec::new(),
-            above_zero: false,
-            whole_x: false,
+            starting_at_zero: false,
+            integer_x: false,
             diagonal: false,
-            x_ends: None,
+            x_range: None,
             text_scale: 1.0,
         }
     }
@@ -88,29 +88,29 @@ impl Panel {
 
     /// Starts the vertical axis at 0.
     #[must_use]
-    pub fn above_zero(mut self) -> Self {
-        self.above_zero = true;
+    pub fn starting_at_zero(mut self) -> Self {
+        self.starting_at_zero = true;
         self
     }
 
     /// Labels only integers on the horizontal axis.
     #[must_use]
-    pub fn whole_x(mut self) -> Self {
-        self.whole_x = true;
+    pub fn integer_x(mut self) -> Self {
+        self.integer_x = true;
         self
     }
 
-    /// Scales the font sizes, for a chart that is shown small.
+    /// Scales the font sizes, for a chart that is displayed at a small size.
     #[must_use]
-    pub fn with_letters(mut self, scale: f64) -> Self {
+    pub fn with_text_scale(mut self, scale: f64) -> Self {
         self.text_scale = scale;
         self
     }
 
-    /// Sets the ends of the horizontal axis, whatever the points are.
+    /// Sets the range of the horizontal axis, independently of the points.
     #[must_use]
-    pub fn within_x(mut self, low: f64, high: f64) -> Self {
-        self.x_ends = Some((low, high));
+    pub fn with_x_range(mut self, low: f64, high: f64) -> Self {
+        self.x_range = Some((low, high));
         self
     }
 
@@ -118,7 +118,7 @@ impl Panel {
     #[must_use]
     pub fn square(mut self, low: f64, high: f64) -> Self {
         self.diagonal = true;
-        self.x_ends = Some((low, high));
+        self.x_range = Some((low, high));
         self
     }
 
@@ -136,7 +136,7 @@ impl Panel {
             values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), x| (low.min(x), high.max(x)))
         };
         let (x, y) = (ends(|point| point.0), ends(|point| point.1));
-        if let (true, Some(ends)) = (self.diagonal, self.x_ends) {
+        if let (true, Some(ends)) = (self.diagonal, self.x_range) {
             return (ends, ends);
         }
         if self.diagonal {
@@ -153,14 +153,14 @@ impl Panel {
             };
             (low - space, high + space)
         };
-        let (x, mut y) = (wide(x, if self.whole_x { 0.12 } else { 0.02 }), wide(y, 0.1));
+        let (x, mut y) = (wide(x, if self.integer_x { 0.12 } else { 0.02 }), wide(y, 0.1));
         // The legend is at the upper right; this keeps points from being hidden behind it.
         let hidden = |(px, py): &(f64, f64)| *px > x.0 + 0.55 * (x.1 - x.0) && *py > y.0 + 0.65 * (y.1 - y.0);
         if self.series.len() > 1 && self.series.iter().flat_map(|series| &series.points).any(hidden) {
             y.1 += 0.4 * (y.1 - y.0);
         }
-        let x = self.x_ends.unwrap_or(x);
-        (x, if self.above_zero { (0.0, y.1.max(f64::MIN_POSITIVE)) } else { y })
+        let x = self.x_range.unwrap_or(x);
+        (x, if self.starting_at_zero { (0.0, y.1.max(f64::MIN_POSITIVE)) } else { y })
     }
 
     pub(crate) fn draw<B: DrawingBackend>(&self, area: &DrawingArea<B, Shift>) -> Drawn<B::ErrorType> {
@@ -177,8 +177,8 @@ impl Panel {
             .x_label_area_size(area_size(44.0))
             .y_label_area_size(area_size(66.0))
             .build_cartesian_2d(left..right, bottom..top)?;
-        let whole_x = self.whole_x;
-        let x_label = move |x: &f64| if whole_x && x.fract().abs() > 1e-9 { String::new() } else { number(*x) };
+        let integer_x = self.integer_x;
+        let x_label = move |x: &f64| if integer_x && x.fract().abs() > 1e-9 { String::new() } else { number(*x) };
         chart
             .configure_mesh()
             .x_labels((8.0 / self.text_scale) as usize)
@@ -201,11 +201,11 @@ impl Panel {
             let colour = series.colour;
             let points = || series.points.iter().copied();
             let line = |opacity: f64, width: u32| -> ShapeStyle { colour.mix(opacity).stroke_width(width) };
-            let style = match series.look {
-                Look::Line | Look::Marked => line(1.0, 2),
-                Look::Faint => line(0.3, 1),
-                Look::Sized(_) => line(0.4, 1),
-                Look::Bars(width) => {
+            let style = match series.style {
+                SeriesStyle::Line | SeriesStyle::Marked => line(1.0, 2),
+                SeriesStyle::Faint => line(0.3, 1),
+                SeriesStyle::Sized(_) => line(0.4, 1),
+                SeriesStyle::Bars(width) => {
                     let bar = |(x, y): (f64, f64)| {
                         // A gap of a tenth separates the bars.
                         let half = 0.45 * width;
@@ -217,15 +217,15 @@ impl Panel {
             };
             let drawn = chart.draw_series(LineSeries::new(points(), style))?;
             if !series.points.is_empty() && self.series.len() > 1 || self.diagonal {
-                let key = if matches!(series.look, Look::Faint) { line(0.3, 2) } else { line(1.0, 2) };
+                let key = if matches!(series.style, SeriesStyle::Faint) { line(0.3, 2) } else { line(1.0, 2) };
                 drawn.label(&series.name).legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 18, y)], key));
             }
-            match &series.look {
-                Look::Line | Look::Faint | Look::Bars(_) => {}
-                Look::Marked => {
+            match &series.style {
+                SeriesStyle::Line | SeriesStyle::Faint | SeriesStyle::Bars(_) => {}
+                SeriesStyle::Marked => {
                     chart.draw_series(points().map(|point| Circle::new(point, 4, colour.filled())))?;
                 }
-                Look::Sized(counts) => {
+                SeriesStyle::Sized(counts) => {
                     let all: f64 = counts.iter().sum();
                     let radius = |rows: f64| (3.0 + 13.0 * (rows / all.max(1.0)).sqrt()) as i32;
                     let marks = points()
@@ -275,8 +275,8 @@ mod tests {
     #[test]
     fn axes_are_never_empty_and_fit_their_values() {
         let panel = |points: Vec<(f64, f64)>| {
-            let series = Series::new("a", RGBColor(0, 0, 0), Look::Line, points);
-            Panel::new("", "", "").with(vec![series]).above_zero().ranges()
+            let series = Series::new("a", RGBColor(0, 0, 0), SeriesStyle::Line, points);
+            Panel::new("", "", "").with(vec![series]).starting_at_zero().ranges()
         };
         let (x, y) = panel(vec![(1.0, 3e-5), (206.0, 3e-5), (207.0, f64::NAN)]);
         assert!(x.0 < 1.0 && x.1 > 206.0 && y.0 == 0.0 && y.1 > 3e-5 && y.1 < 4e-5, "{x:?} {y:?}");

@@ -17,7 +17,8 @@ pub struct Labelled {
     /// The gold labels of the validation rows.
     pub(super) gold: Targets,
     scores: Vec<Score>,
-    deciding: usize,
+    /// The index of the score that selects the best epoch.
+    primary_score: usize,
 }
 
 impl Labelled {
@@ -31,13 +32,13 @@ impl Labelled {
         let metrics =
             if validation.is_empty() { Vec::new() } else { measured(labels.problem(), Some(labels.names().len())) };
         let scores = metrics.iter().map(|metric| Score { name: metric.name().into(), better: metric.better() });
-        let deciding = metrics.iter().position(|measured| *measured == metric).unwrap_or(0);
-        Self { scores: scores.collect(), training, validation, labels, gold, deciding }
+        let primary_score = metrics.iter().position(|measured| *measured == metric).unwrap_or(0);
+        Self { scores: scores.collect(), training, validation, labels, gold, primary_score }
     }
 
     /// Returns the name of the metric that selects the best epoch; none if nothing is measured.
     pub(super) fn metric(&self) -> Option<&str> {
-        self.scores.get(self.deciding).map(|score| &*score.name)
+        self.scores.get(self.primary_score).map(|score| &*score.name)
     }
 }
 
@@ -54,8 +55,8 @@ impl EpochData for Labelled {
         &self.scores
     }
 
-    fn deciding(&self) -> usize {
-        self.deciding
+    fn primary_score(&self) -> usize {
+        self.primary_score
     }
 
     fn measure(&self, trainer: &Trainer) -> Result<Vec<Option<f64>>, JobError> {
@@ -72,8 +73,8 @@ impl EpochData for Labelled {
         Ok(())
     }
 
-    fn measures_start(&self) -> bool {
-        // The head starts from random weights, so there is nothing worth measuring.
+    fn measures_initial_model(&self) -> bool {
+        // The head starts with random weights, so an evaluation would be meaningless.
         false
     }
 }

@@ -16,7 +16,7 @@ use crate::{Trainer, training_chart};
 
 /// The evaluation of a model on the validation rows.
 #[derive(Default)]
-pub(super) struct Judgement {
+pub(super) struct ValidationResults {
     /// The evaluation without calibration.
     pub(super) evaluation: Option<Evaluation>,
     pub(super) calibration: Option<Calibration>,
@@ -24,7 +24,7 @@ pub(super) struct Judgement {
     pub(super) calibrated: Option<Evaluation>,
 }
 
-impl Judgement {
+impl ValidationResults {
     /// Returns the evaluation of the model as it is to be published.
     fn final_evaluation(&self) -> Option<&Evaluation> {
         self.calibrated.as_ref().or(self.evaluation.as_ref())
@@ -41,7 +41,7 @@ impl Judgement {
 
 impl Job {
     /// Evaluates the `promote_if` condition.
-    pub(super) fn promotion(&self, results: &Judgement) -> Promotion {
+    pub(super) fn promotion(&self, results: &ValidationResults) -> Promotion {
         let metrics = results.final_evaluation().map(|evaluation| &evaluation.metrics);
         let verdict =
             self.kind.promote_if.as_ref().zip(metrics).map(|(condition, metrics)| condition.evaluate(metrics));
@@ -52,11 +52,11 @@ impl Job {
     }
 
     /// Writes the results into the report, and publishes the model to the output or to the candidate folder.
-    pub(super) fn conclude(
+    pub(super) fn publish(
         &self,
         prepared: &Prepared<Labelled>,
         trainer: &Trainer,
-        results: Judgement,
+        results: ValidationResults,
         promotion: Promotion,
         mut json: Value,
         watch: &mut Watch,
@@ -104,8 +104,8 @@ impl Job {
         })
     }
 
-    /// Calibrates an existing model again. Evaluates the condition again too, unless the model is already published. The
-    /// weights stay as they are.
+    /// Calibrates an existing model again. Evaluates the condition again too, unless the model is already published.
+    /// The weights stay as they are.
     pub(super) fn recalibrate(
         &self,
         prepared: &Prepared<Labelled>,
@@ -118,14 +118,14 @@ impl Job {
         let results = self.evaluate(&prepared.data, &trainer)?;
         let published = existing.folder == self.output;
         let promotion = if published { Promotion::Published } else { self.promotion(&results) };
-        let report = self.conclude(prepared, &trainer, results, promotion, existing.report, watch)?;
+        let report = self.publish(prepared, &trainer, results, promotion, existing.report, watch)?;
         Ok(Report { trained: false, ..report })
     }
 
     /// Evaluates the model on the validation rows, and fits the calibration on them.
-    pub(super) fn evaluate(&self, data: &Labelled, trainer: &Trainer) -> Result<Judgement, JobError> {
+    pub(super) fn evaluate(&self, data: &Labelled, trainer: &Trainer) -> Result<ValidationResults, JobError> {
         if data.validation.is_empty() {
-            return Ok(Judgement::default());
+            return Ok(ValidationResults::default());
         }
         let logits = trainer.logits(&data.validation)?.concat();
         let measure = |calibration: Option<&model::Calibration>| -> Result<Evaluation, JobError> {
@@ -134,7 +134,7 @@ impl Job {
         let evaluation = measure(None)?;
         let calibration = self.fit(&data.labels, &data.gold, &logits)?;
         let calibrated = calibration.as_ref().map(|fitted| measure(Some(&fitted.applied()))).transpose()?;
-        Ok(Judgement { evaluation: Some(evaluation), calibration, calibrated })
+        Ok(ValidationResults { evaluation: Some(evaluation), calibration, calibrated })
     }
 
     fn fit(&self, labels: &Labels, gold: &Targets, logits: &[f32]) -> Result<Option<Calibration>, JobError> {

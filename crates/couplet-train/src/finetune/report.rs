@@ -6,14 +6,14 @@ use super::epoch_data::Labelled;
 use super::{Calibrate, FineTuning, Job, Promotion};
 use crate::job::Prepared;
 use crate::sampling::ClassWeights;
-use crate::training_loop::Learned;
+use crate::training_loop::TrainedModel;
 
 impl Job {
     /// Builds the report without the results.
-    pub(super) fn report(&self, prepared: &Prepared<Labelled>, learned: &Learned) -> Value {
+    pub(super) fn report(&self, prepared: &Prepared<Labelled>, trained: &TrainedModel) -> Value {
         let FineTuning { training, validation, task, label_smoothing, class_weights, .. } = &self.kind;
         let data = &prepared.data;
-        let mut json = self.common_report(prepared, learned);
+        let mut json = self.common_report(prepared, trained);
         json["settings"]["label_smoothing"] = (*label_smoothing).into();
         json["settings"]["class_weights"] = match class_weights {
             ClassWeights::Equal => Value::Null,
@@ -26,7 +26,7 @@ impl Job {
         json["rows"] = json!({
             "training": training.len(),
             "validation": validation.len(),
-            "validation_in_training": self.shared(),
+            "validation_in_training": self.overlapping_rows(),
             "truncated": prepared.truncated,
         });
         json["unmeasured_labels"] = data.labels.without_rows(&data.gold).into();

@@ -33,7 +33,7 @@ impl Row {
 
     /// Returns the key of the train/validation split: the id, or the texts if the row has no id.
     #[must_use]
-    pub fn split_by(&self) -> Vec<&str> {
+    pub fn split_key(&self) -> Vec<&str> {
         if self.id.is_empty() {
             std::iter::once(&self.text).chain(&self.text_pair).map(String::as_str).collect()
         } else {

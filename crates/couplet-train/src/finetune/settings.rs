@@ -22,9 +22,9 @@ impl FineTuning {
             Some(names) => Labels::given(self.task, names.clone()),
             None => Labels::learn(self.task, &training),
         };
-        let labels = labels.map_err(wrong("training", &self.training))?;
-        let targets = labels.targets(&training).map_err(wrong("training", &self.training))?;
-        let gold = labels.targets(&validation).map_err(wrong("validation", &self.validation))?;
+        let labels = labels.map_err(label_error("training", &self.training))?;
+        let targets = labels.targets(&training).map_err(label_error("training", &self.training))?;
+        let gold = labels.targets(&validation).map_err(label_error("validation", &self.validation))?;
         Ok((labels, targets, gold))
     }
 
@@ -49,8 +49,8 @@ impl FineTuning {
         self.check_calibration(labels, gold)?;
         let known = measured(problem, Some(count));
         let names = known.iter().map(|metric| metric.name()).collect::<Vec<_>>().join(", ");
-        let asked = self.promote_if.iter().flat_map(Condition::clauses).map(|clause| ("promote_if", clause.metric));
-        for (setting, metric) in asked.chain(self.metric.map(|metric| ("metric", metric))) {
+        let required = self.promote_if.iter().flat_map(Condition::clauses).map(|clause| ("promote_if", clause.metric));
+        for (setting, metric) in required.chain(self.metric.map(|metric| ("metric", metric))) {
             if !known.contains(&metric) {
                 return error(setting, &format!("metrics that are measured here: {names}"), metric.to_string());
             }
@@ -115,7 +115,7 @@ fn only_class(gold: &Targets) -> Option<u32> {
     classes.iter().all(|class| *class == first).then_some(first)
 }
 
-/// Names the rows in a label error, and says which set they belong to.
-fn wrong(what: &'static str, rows: &[Row]) -> impl FnOnce(LabelError) -> JobError {
+/// Converts a label error, with the names of the rows and of the set that they belong to.
+fn label_error(what: &'static str, rows: &[Row]) -> impl FnOnce(LabelError) -> JobError {
     move |source| JobError::Labels { what, source: source.named(|row| rows[row].name()) }
 }

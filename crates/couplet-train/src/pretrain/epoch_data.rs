@@ -75,7 +75,7 @@ impl Texts {
         if self.sequences.par_iter().enumerate().any(is_masked) {
             return Ok(());
         }
-        Err(JobError::NothingHidden { mask_probability, sequences: self.sequences.len() })
+        Err(JobError::NothingMasked { mask_probability, sequences: self.sequences.len() })
     }
 
     pub(super) fn tokens(&self) -> u64 {
@@ -110,7 +110,7 @@ impl EpochData for Texts {
         &self.scores
     }
 
-    fn deciding(&self) -> usize {
+    fn primary_score(&self) -> usize {
         0
     }
 
@@ -133,7 +133,7 @@ impl EpochData for Texts {
         Ok(())
     }
 
-    fn measures_start(&self) -> bool {
+    fn measures_initial_model(&self) -> bool {
         true
     }
 }

@@ -1,8 +1,8 @@
 //! Confidence intervals of metrics: percentile intervals of the bootstrap.
 //!
-//! A resample draws as many rows as there are, with replacement; predictions stay with their labels. It is drawn as a
-//! count per row, so that nothing is copied and sorted rows stay sorted. All metrics of a sample are computed on the
-//! same resamples.
+//! A resample draws as many rows as the sample has, with replacement; a row's prediction and label stay together. It is
+//! represented as a count per row, so that nothing is copied and sorted rows stay sorted. All metrics of a sample are
+//! computed on the same resamples.
 
 use thiserror::Error;
 
@@ -72,7 +72,7 @@ impl Bootstrap {
     /// If there are 2^32 rows or more.
     pub fn draw(&self, resample: usize, counts: &mut [u32]) {
         counts.fill(0);
-        let rows = u32::try_from(counts.len()).expect("rows are counted in 32 bits");
+        let rows = u32::try_from(counts.len()).expect("there are fewer than 2^32 rows");
         let mut random = Random::new(self.seed, "bootstrap", &[resample as u64]);
         for _ in 0..rows / 2 {
             let (first, second) = random.two_below(rows);
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_statistic_that_is_seldom_defined_has_no_interval() {
+    fn a_statistic_that_is_rarely_defined_has_no_interval() {
         let mut resample = 0;
         let intervals = Bootstrap::usual(1).intervals_of(10, |_, values| {
             resample += 1;

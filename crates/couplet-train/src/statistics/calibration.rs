@@ -18,8 +18,8 @@ pub struct Calibration {
     pub problem: Problem,
     /// The divisor of the logits.
     pub temperature: Temperature,
-    /// The calibrated probability from which a row gets the second of two labels. None for other numbers of labels, or
-    /// without an objective; the most probable label is predicted then.
+    /// The lowest calibrated probability for which the second of two labels is predicted. None for other numbers of
+    /// labels, or without an objective; the most probable label is predicted then.
     pub threshold: Option<Threshold>,
     /// The number of validation rows that both were fitted on.
     pub fitted_on: usize,
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_has_everything_that_was_fitted() {
+    fn the_file_has_all_fitted_values() {
         let (logits, gold) = logits();
         for objective in [None, Some("f1"), Some("precision >= 0.9")] {
             let objective = objective.map(|text| Objective::parse(text).unwrap());

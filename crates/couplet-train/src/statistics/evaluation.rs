@@ -88,16 +88,16 @@ impl Evaluation {
 }
 
 /// The maximum number of labels for which the whole matrix is written.
-const MOST_LABELS: usize = 1000;
+const MAX_MATRIX_LABELS: usize = 1000;
 
 /// The number of most frequent mistakes to write.
-const MISTAKES: usize = 50;
+const MAX_MISTAKES: usize = 50;
 
 /// Returns the counts by gold and predicted label, each label's scores, and the most frequent mistakes.
 fn confusion_json(confusion: &Confusion, labels: &[String]) -> Value {
-    let mistakes = confusion.mistakes(MISTAKES).into_iter();
+    let mistakes = confusion.mistakes(MAX_MISTAKES).into_iter();
     json!({
-        "gold_by_predicted": (confusion.labels() <= MOST_LABELS).then(|| confusion.matrix()),
+        "gold_by_predicted": (confusion.labels() <= MAX_MATRIX_LABELS).then(|| confusion.matrix()),
         "labels": confusion.by_label(labels),
         "mistakes": mistakes
             .map(|(gold, predicted, rows)| json!({ "gold": labels[gold], "predicted": labels[predicted], "rows": rows }))

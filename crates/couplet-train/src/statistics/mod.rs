@@ -1,4 +1,4 @@
-//! Statistics of predictions and gold labels. Nothing here knows of training.
+//! Statistics of predictions and gold labels, independent of training.
 //!
 //! | Module | Content |
 //! |---|---|

@@ -43,7 +43,7 @@ pub enum Comparison {
 pub enum ConditionError {
     /// A part is not a comparison.
     #[error(
-        "{part:?} is no comparison; expected a metric, one of >=, >, <= and <, and a number, such as `f1 >= 0.85`; join several with `and`"
+        "{part:?} is not a comparison; expected a metric, one of >=, >, <= and <, and a number, such as `f1 >= 0.85`; join several with `and`"
     )]
     NoComparison {
         /// The part as written.
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_condition_is_read_as_it_is_shown() {
+    fn a_displayed_condition_parses_to_itself() {
         for (written, shown) in [
             ("f1 >= 0.85", "f1 >= 0.85"),
             ("  F1>=.85 AND  log-loss<0.4", "f1 >= 0.85 and log_loss < 0.4"),
@@ -237,7 +237,7 @@ mod tests {
 
     #[test]
     fn a_mistake_is_reported_with_its_fix() {
-        const SHAPE: &str = " is no comparison; expected a metric, one of >=, >, <= and <, and a number, such as `f1 >= 0.85`; join several with `and`";
+        const SHAPE: &str = " is not a comparison; expected a metric, one of >=, >, <= and <, and a number, such as `f1 >= 0.85`; join several with `and`";
         for (written, message) in [
             ("", format!("\"\"{SHAPE}")),
             ("f1", format!("\"f1\"{SHAPE}")),
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_verdict_says_what_was_measured() {
+    fn a_verdict_shows_the_measured_values() {
         let metrics: Metrics =
             [(Metric::F1, Some(0.872_13)), (Metric::Accuracy, Some(0.849_99)), (Metric::Matthews, None)]
                 .into_iter()

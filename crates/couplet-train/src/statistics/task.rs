@@ -40,7 +40,7 @@ pub enum Task {
 }
 
 /// The fixed properties of a task.
-struct Facts {
+struct Spec {
     task: Task,
     name: &'static str,
     text: &'static [&'static str],
@@ -56,55 +56,55 @@ const BINARY: &[Metric] = &[Metric::Accuracy, Metric::F1, Metric::Matthews];
 const CORRELATIONS: &[Metric] = &[Metric::Pearson, Metric::Spearman];
 const SENTENCES: &[&str] = &["sentence1", "sentence2"];
 
-const TASKS: [Facts; 12] = [
-    Facts {
+const TASKS: [Spec; 12] = [
+    Spec {
         task: Task::Cola,
         name: "cola",
         text: &["sentence"],
         labels: &["unacceptable", "acceptable"],
         metrics: &[Metric::Matthews, Metric::Accuracy, Metric::F1],
     },
-    Facts { task: Task::Sst2, name: "sst2", text: &["sentence"], labels: &["negative", "positive"], metrics: BINARY },
-    Facts {
+    Spec { task: Task::Sst2, name: "sst2", text: &["sentence"], labels: &["negative", "positive"], metrics: BINARY },
+    Spec {
         task: Task::Mrpc,
         name: "mrpc",
         text: SENTENCES,
         labels: &["not_equivalent", "equivalent"],
         metrics: BINARY,
     },
-    Facts {
+    Spec {
         task: Task::Qqp,
         name: "qqp",
         text: &["question1", "question2"],
         labels: &["not_duplicate", "duplicate"],
         metrics: BINARY,
     },
-    Facts { task: Task::Stsb, name: "stsb", text: SENTENCES, labels: &[], metrics: CORRELATIONS },
-    Facts {
+    Spec { task: Task::Stsb, name: "stsb", text: SENTENCES, labels: &[], metrics: CORRELATIONS },
+    Spec {
         task: Task::Mnli,
         name: "mnli",
         text: &["premise", "hypothesis"],
         labels: &["entailment", "neutral", "contradiction"],
         metrics: &[Metric::Accuracy, Metric::F1Macro, Metric::Matthews],
     },
-    Facts {
+    Spec {
         task: Task::Qnli,
         name: "qnli",
         text: &["question", "sentence"],
         labels: &["entailment", "not_entailment"],
         metrics: BINARY,
     },
-    Facts { task: Task::Rte, name: "rte", text: SENTENCES, labels: &["entailment", "not_entailment"], metrics: BINARY },
-    Facts {
+    Spec { task: Task::Rte, name: "rte", text: SENTENCES, labels: &["entailment", "not_entailment"], metrics: BINARY },
+    Spec {
         task: Task::Wnli,
         name: "wnli",
         text: SENTENCES,
         labels: &["not_entailment", "entailment"],
         metrics: BINARY,
     },
-    Facts { task: Task::Classification, name: "classification", text: &[], labels: &[], metrics: BINARY },
-    Facts { task: Task::Regression, name: "regression", text: &[], labels: &[], metrics: CORRELATIONS },
-    Facts {
+    Spec { task: Task::Classification, name: "classification", text: &[], labels: &[], metrics: BINARY },
+    Spec { task: Task::Regression, name: "regression", text: &[], labels: &[], metrics: CORRELATIONS },
+    Spec {
         task: Task::Multilabel,
         name: "multilabel",
         text: &[],
@@ -116,7 +116,7 @@ const TASKS: [Facts; 12] = [
 impl Task {
     /// Returns all tasks, GLUE's first.
     pub fn all() -> impl Iterator<Item = Self> + Clone {
-        TASKS.iter().map(|facts| facts.task)
+        TASKS.iter().map(|spec| spec.task)
     }
 
     /// Finds a task by its name, ignoring case and dashes: `MRPC`, `sst-2`, `STS-B`, `multi-label`.
@@ -125,23 +125,23 @@ impl Task {
     /// An unknown name, with the closest one and a list of all names.
     pub fn parse(name: &str) -> Result<Self, UnknownName> {
         let found = Self::all().find(|task| same_name(task.name(), name));
-        found.ok_or_else(|| UnknownName::new("task", name, TASKS.iter().map(|facts| facts.name)))
+        found.ok_or_else(|| UnknownName::new("task", name, TASKS.iter().map(|spec| spec.name)))
     }
 
-    fn facts(self) -> &'static Facts {
-        TASKS.iter().find(|facts| facts.task == self).expect("the table has every task")
+    fn spec(self) -> &'static Spec {
+        TASKS.iter().find(|spec| spec.task == self).expect("the table has every task")
     }
 
     /// Returns the task's name in a pipeline: lowercase, no dashes.
     #[must_use]
     pub fn name(self) -> &'static str {
-        self.facts().name
+        self.spec().name
     }
 
     /// Returns true if the task is one of GLUE's, so that its columns and labels are known.
     #[must_use]
     pub fn is_glue(self) -> bool {
-        !self.facts().text.is_empty()
+        !self.spec().text.is_empty()
     }
 
     /// Returns the meaning of the logits of a model for the task.
@@ -158,13 +158,13 @@ impl Task {
     /// `label`.
     #[must_use]
     pub fn text_columns(self) -> &'static [&'static str] {
-        self.facts().text
+        self.spec().text
     }
 
     /// Returns the labels that the data set's 0, 1, 2 stand for; none for a regression or a generic task.
     #[must_use]
     pub fn labels(self) -> &'static [&'static str] {
-        self.facts().labels
+        self.spec().labels
     }
 
     /// Returns the lowest and the highest gold value, if the task defines them.
@@ -179,7 +179,7 @@ impl Task {
     #[must_use]
     pub fn metrics(self, labels: usize) -> &'static [Metric] {
         const MANY: &[Metric] = &[Metric::Accuracy, Metric::F1Macro, Metric::Matthews];
-        if self == Self::Classification && labels != 2 { MANY } else { self.facts().metrics }
+        if self == Self::Classification && labels != 2 { MANY } else { self.spec().metrics }
     }
 }
 

@@ -12,7 +12,7 @@ pub const LOWEST: f64 = 0.05;
 pub const HIGHEST: f64 = 20.0;
 
 /// The maximum number of iterations. Newton's method converges in about six; bisection alone would take sixty.
-const MOST_STEPS: usize = 100;
+const MAX_ITERATIONS: usize = 100;
 
 /// A fitted temperature, with its effect on the loss.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -131,7 +131,7 @@ fn minimum(mut loss: impl FnMut(f64) -> Loss) -> Temperature {
         before: at_one.value,
         after: after.value,
     };
-    // A convex function that is level at both ends is level between them.
+    // A convex function with slope 0 at both ends is constant between them.
     let (mut low, mut high) = (1.0 / HIGHEST, 1.0 / LOWEST);
     let (at_low, at_high) = (loss(low), loss(high));
     if at_low.slope >= 0.0 {
@@ -141,24 +141,24 @@ fn minimum(mut loss: impl FnMut(f64) -> Loss) -> Temperature {
     if at_high.slope <= 0.0 {
         return found(LOWEST, Some(Bound::Lowest), at_high);
     }
-    let (mut inverse, mut here) = (1.0, at_one);
-    for _ in 0..MOST_STEPS {
-        if here.slope < 0.0 {
+    let (mut inverse, mut current) = (1.0, at_one);
+    for _ in 0..MAX_ITERATIONS {
+        if current.slope < 0.0 {
             low = inverse;
         } else {
             high = inverse;
         }
-        let newton = inverse - here.slope / here.curvature;
+        let newton = inverse - current.slope / current.curvature;
         // The bracket also covers a curvature of 0, where the step is infinite or NaN.
         let next = if newton > low && newton < high { newton } else { f64::midpoint(low, high) };
         let step = (next - inverse).abs();
         inverse = next;
-        here = loss(inverse);
+        current = loss(inverse);
         if step <= 1e-12 * inverse || high - low <= 1e-12 * high {
             break;
         }
     }
-    found(1.0 / inverse, None, here)
+    found(1.0 / inverse, None, current)
 }
 
 fn check(labels: usize, logits: &[f32], expected: usize) -> Result<(), MetricError> {
@@ -182,20 +182,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_that_are_all_right_end_at_the_lowest() {
+    fn correct_rows_give_the_lowest_temperature() {
         let fitted = Temperature::fit_softmax(2, &[2.0, -2.0, -1.0, 1.0], &[0, 1]).unwrap();
         assert_eq!((fitted.value, fitted.bound), (LOWEST, Some(Bound::Lowest)));
         assert!(fitted.after < fitted.before);
     }
 
     #[test]
-    fn rows_that_are_mostly_wrong_end_at_the_highest() {
+    fn mostly_wrong_rows_give_the_highest_temperature() {
         let fitted = Temperature::fit_softmax(2, &[2.0, -2.0, -1.0, 1.0], &[1, 0]).unwrap();
         assert_eq!((fitted.value, fitted.bound), (HIGHEST, Some(Bound::Highest)));
     }
 
     #[test]
-    fn logits_that_are_all_the_same_keep_their_temperature() {
+    fn equal_logits_give_temperature_1() {
         let fitted = Temperature::fit_softmax(2, &[2.0, 2.0, -1.0, -1.0], &[1, 0]).unwrap();
         assert_eq!((fitted.value, fitted.bound), (1.0, Some(Bound::Flat)));
         let fitted = Temperature::fit_sigmoid(1, &[0.0, 0.0], &[true, false]).unwrap();
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn logits_that_are_no_numbers_are_refused() {
+    fn logits_that_are_not_finite_are_rejected() {
         let error = Temperature::fit_softmax(2, &[0.0, 1.0, f32::NAN, 1.0], &[0, 1]).unwrap_err();
         assert_eq!(error.to_string(), "row 2: a logit is NaN, expected a finite number");
         assert!(Temperature::fit_softmax(2, &[0.0, 1.0, 1.0], &[0, 1]).is_err());

@@ -1,5 +1,5 @@
-//! The decision threshold for two labels: the probability from which a row gets the second label. Which label is the
-//! positive one, whose precision and recall count, is independent of that.
+//! The decision threshold for two labels: the lowest probability of the second label for which it is predicted. Either
+//! label may be the positive one, whose precision and recall count.
 //!
 //! A threshold only matters through the rows that it separates, so all values between two neighbouring probabilities
 //! are equivalent. The widest contiguous interval of optimal thresholds is selected; of equally wide ones the one whose
@@ -75,7 +75,7 @@ pub enum ThresholdError {
 /// A threshold, with the interval that it is the middle of.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Threshold {
-    /// The probability of the second label from which a row gets it.
+    /// The lowest probability of the second label for which it is predicted.
     pub value: f64,
     /// The objective.
     pub objective: Objective,
@@ -108,23 +108,31 @@ impl Objective {
             ("matthews" | "mcc", None) => Ok(Self::Matthews),
             ("precision", Some(share)) => Ok(Self::Precision(share)),
             ("recall", Some(share)) => Ok(Self::Recall(share)),
-            ("precision" | "recall", None) => Err(error(": it needs a least value, as it alone is best at an extreme")),
+            ("precision" | "recall", None) => {
+                Err(error(": it needs a minimum, as an extreme threshold always maximizes it alone"))
+            }
             _ => Err(error("")),
         }
     }
 
     /// Returns the value of a threshold; none if it does not meet the required minimum.
     fn value(self, cut: &Cut, positives: u64, rows: u64) -> Option<f64> {
-        let (hits, false_alarms) = (cut.positive as f64, cut.negative as f64);
+        let (true_positives, false_positives) = (cut.positive as f64, cut.negative as f64);
         let negatives = (rows - positives) as f64;
-        let (positives, rows, guessed) = (positives as f64, rows as f64, hits + false_alarms);
-        let (precision, recall) = (if guessed > 0.0 { hits / guessed } else { 0.0 }, hits / positives);
+        let (positives, rows, predicted_positive) = (positives as f64, rows as f64, true_positives + false_positives);
+        let (precision, recall) = (
+            if predicted_positive > 0.0 { true_positives / predicted_positive } else { 0.0 },
+            true_positives / positives,
+        );
         match self {
-            Self::F1 => Some(2.0 * hits / (guessed + positives)),
-            Self::Accuracy => Some((hits + negatives - false_alarms) / rows),
+            Self::F1 => Some(2.0 * true_positives / (predicted_positive + positives)),
+            Self::Accuracy => Some((true_positives + negatives - false_positives) / rows),
             Self::Matthews => {
-                let spread = (guessed / rows) * (1.0 - guessed / rows) * (positives / rows) * (negatives / rows);
-                let covariance = hits / rows - (guessed / rows) * (positives / rows);
+                let spread = (predicted_positive / rows)
+                    * (1.0 - predicted_positive / rows)
+                    * (positives / rows)
+                    * (negatives / rows);
+                let covariance = true_positives / rows - (predicted_positive / rows) * (positives / rows);
                 Some(if spread > 0.0 { covariance / spread.sqrt() } else { 0.0 })
             }
             Self::Precision(least) => (precision >= least).then_some(recall),
@@ -164,8 +172,8 @@ impl Cut {
 }
 
 impl Threshold {
-    /// Finds the best threshold on the probabilities of the second label, given the gold labels; `positive` is the index
-    /// of the positive label.
+    /// Finds the best threshold on the probabilities of the second label, given the gold labels; `positive` is the
+    /// index of the positive label.
     ///
     /// # Errors
     /// No rows, columns of different lengths, invalid probabilities; rows that all have the same label; a precision
@@ -244,11 +252,11 @@ fn cuts(scores: &[f64], positive: &[bool]) -> Vec<Cut> {
 }
 
 fn unreachable(objective: Objective, cuts: &[Cut], positives: u64) -> ThresholdError {
-    let guessing = cuts.iter().filter(|cut| cut.positive + cut.negative > 0);
+    let predicting = cuts.iter().filter(|cut| cut.positive + cut.negative > 0);
     let precision = |cut: &Cut| cut.positive as f64 / (cut.positive + cut.negative) as f64;
     let better =
         |left: &Cut, right: &Cut| precision(left).total_cmp(&precision(right)).then(left.positive.cmp(&right.positive));
-    let best = guessing.max_by(|left, right| better(left, right));
+    let best = predicting.max_by(|left, right| better(left, right));
     ThresholdError::Unreachable {
         objective,
         best: best.map_or(0.0, precision),

@@ -49,7 +49,7 @@ pub enum JobError {
         "`mask_probability` = {mask_probability} masks no word of the {sequences} training sequences in the first epoch; \
          raise it, or select longer texts"
     )]
-    NothingHidden {
+    NothingMasked {
         /// The share of tokens that is masked.
         mask_probability: f64,
         /// The number of sequences.
@@ -128,7 +128,7 @@ impl From<TrainError> for JobError {
 }
 
 impl JobError {
-    /// Returns true if the settings, the rows or the base checkpoint are at fault, rather than the training itself.
+    /// Returns true if the settings, the rows or the base checkpoint are invalid, so that a retry cannot succeed.
     #[must_use]
     pub fn is_mistake(&self) -> bool {
         match self {

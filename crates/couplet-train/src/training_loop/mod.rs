@@ -28,9 +28,9 @@ pub use progress::{Epoch, Progress, Score};
 pub use publish::peak_memory;
 pub(super) use publish::{Publication, REPORT, remove_model, report_of};
 use state::{Found, StateFolder, read_tensors};
-pub use state::{beside, foreign_state};
-pub use trial::{Standing, StepPace, Trial};
-pub(super) use trial::{discard_state, run_trial, standing};
+pub use state::{foreign_state, with_suffix};
+pub use trial::{JobStatus, StepPace, Trial};
+pub(super) use trial::{discard_state, run_trial, status};
 
 use super::hyper::Hyper;
 use super::sampling::epoch_batches;
@@ -71,15 +71,15 @@ pub trait EpochData {
     /// Returns the names of the values of [`EpochData::measure`], in its order; empty if nothing is held out.
     fn scores(&self) -> &[Score];
     /// Returns the index of the score that selects the best epoch.
-    fn deciding(&self) -> usize;
+    fn primary_score(&self) -> usize;
     /// Evaluates the model on the held-out rows.
     fn measure(&self, trainer: &Trainer) -> Result<Vec<Option<f64>>, JobError>;
-    /// Returns the examples of each evaluation of the held-out rows.
+    /// Returns the held-out examples of each evaluation.
     fn held_out(&self) -> Vec<&[Example]>;
     /// Evaluates the model on some held-out examples, to estimate the duration of [`EpochData::measure`].
     fn try_measure(&self, trainer: &Trainer, examples: &[Example]) -> Result<(), JobError>;
-    /// Returns true if the model is worth evaluating before the first step.
-    fn measures_start(&self) -> bool;
+    /// Returns true if the model is to be evaluated before the first step.
+    fn measures_initial_model(&self) -> bool;
     /// Returns the number of held-out rows.
     fn held_out_rows(&self) -> usize {
         self.held_out().first().map_or(0, |examples| examples.len())
@@ -95,15 +95,15 @@ pub(super) struct Plan<'a> {
     pub(super) interval: Interval,
 }
 
-/// A training run that reached its end.
-pub struct Learned {
-    /// Holds the last weights.
+/// A model whose training is complete.
+pub struct TrainedModel {
+    /// The trainer, with the last epoch's weights.
     pub(super) trainer: Trainer,
     pub(super) progress: Progress,
     state: StateFolder,
 }
 
-impl Learned {
+impl TrainedModel {
     /// Loads the best weights into the trainer.
     pub(super) fn load_best(&mut self) -> Result<(), JobError> {
         if let Some(best) = self.progress.best_epoch()
@@ -136,7 +136,7 @@ pub(super) fn run(
     data: &dyn EpochData,
     mut trainer: Trainer,
     watch: &mut Watch,
-) -> Result<Outcome<Learned>, JobError> {
+) -> Result<Outcome<TrainedModel>, JobError> {
     let state = StateFolder::open(plan.output, plan.key)?;
     let total_steps = plan.hyper.total_steps(data.rows());
     let mut progress = Progress::default();
@@ -153,7 +153,7 @@ pub(super) fn run(
         TrainingLoop { plan, data, trainer, progress, state, total_steps, clock: Instant::now(), rate: Rate::new() };
     if training.train(watch)? {
         let TrainingLoop { trainer, progress, state, .. } = training;
-        return Ok(Outcome::Finished(Learned { trainer, progress, state }));
+        return Ok(Outcome::Finished(TrainedModel { trainer, progress, state }));
     }
     training.save(watch)?;
     Ok(Outcome::Interrupted { step: training.trainer.steps(), total_steps, state: training.state.path().to_owned() })
@@ -166,7 +166,7 @@ struct TrainingLoop<'a> {
     progress: Progress,
     state: StateFolder,
     total_steps: u64,
-    /// The start of the seconds not yet added to the progress.
+    /// The start of the time that is not yet added to the progress.
     clock: Instant,
     rate: Rate,
 }
@@ -174,11 +174,11 @@ struct TrainingLoop<'a> {
 impl TrainingLoop<'_> {
     /// Trains to the end; returns false if it was cancelled before.
     fn train(&mut self, watch: &mut Watch) -> Result<bool, JobError> {
-        if self.data.measures_start() && self.progress.epochs().is_empty() && self.trainer.steps() == 0 {
+        if self.data.measures_initial_model() && self.progress.epochs().is_empty() && self.trainer.steps() == 0 {
             self.measure(watch)?;
         }
         let mut saved = (self.trainer.steps(), Instant::now());
-        while self.progress.epochs_done < self.plan.hyper.epochs && !self.is_over() {
+        while self.progress.epochs_done < self.plan.hyper.epochs && !self.is_complete() {
             let epoch = self.progress.epochs_done;
             let batches = epoch_batches(self.plan.hyper.seed, epoch, self.data.rows(), self.plan.hyper.batch_size);
             while let Some(batch) = batches.get(self.progress.batches_done as usize)
@@ -207,10 +207,10 @@ impl TrainingLoop<'_> {
     }
 
     /// Returns true if training ends before its last epoch: all steps are done, or early stopping applies.
-    fn is_over(&self) -> bool {
-        let begun = self.progress.epochs_done > 0;
-        let stale = self.plan.hyper.patience.is_some_and(|patience| self.progress.stale() >= patience);
-        begun && (stale || self.batches() >= self.total_steps)
+    fn is_complete(&self) -> bool {
+        let started = self.progress.epochs_done > 0;
+        let stale = self.plan.hyper.patience.is_some_and(|patience| self.progress.epochs_since_best() >= patience);
+        started && (stale || self.batches() >= self.total_steps)
     }
 
     /// Returns the number of completed batches of all epochs, which is the position in the schedule. Batches without
@@ -232,9 +232,9 @@ impl TrainingLoop<'_> {
             }
             Err(e) => return Err(e.into()),
         };
-        self.progress.note(&step, examples.len(), self.total_steps);
+        self.progress.record(&step, examples.len(), self.total_steps);
         self.progress.step_seconds += start.elapsed().as_secs_f64();
-        self.rate.note(start.elapsed(), examples.len(), step.loss);
+        self.rate.record(start.elapsed(), examples.len(), step.loss);
         watch.emit(&Event::Step {
             step: step.step + 1,
             total_steps: self.total_steps,
@@ -250,11 +250,11 @@ impl TrainingLoop<'_> {
 
     /// Evaluates the model, and saves the weights if they are the best so far.
     fn measure(&mut self, watch: &mut Watch) -> Result<(), JobError> {
-        let deciding = self.data.scores().get(self.data.deciding()).map(|score| score.better);
-        let deciding = deciding.map(|better| (self.data.deciding(), better));
-        let scores = if deciding.is_some() { self.data.measure(&self.trainer)? } else { Vec::new() };
+        let primary_score = self.data.scores().get(self.data.primary_score()).map(|score| score.better);
+        let primary_score = primary_score.map(|better| (self.data.primary_score(), better));
+        let scores = if primary_score.is_some() { self.data.measure(&self.trainer)? } else { Vec::new() };
         self.count_seconds();
-        let improved = self.progress.note_scores(self.trainer.steps(), scores, deciding);
+        let improved = self.progress.record_scores(self.trainer.steps(), scores, primary_score);
         if improved {
             self.state.save_best(&self.trainer, self.progress.epochs_done)?;
         }
@@ -293,7 +293,7 @@ impl Rate {
         Self { seconds: 0.0, examples: 0.0, loss: 0.0, weight: 0.0 }
     }
 
-    fn note(&mut self, time: Duration, examples: usize, loss: f64) {
+    fn record(&mut self, time: Duration, examples: usize, loss: f64) {
         let keep = |old: f64, new: f64| Self::KEEP * old + new;
         self.seconds = keep(self.seconds, time.as_secs_f64());
         self.examples = keep(self.examples, examples as f64);

@@ -78,7 +78,7 @@ pub struct Progress {
 
 impl Progress {
     /// Records a step with the given number of examples.
-    pub(super) fn note(&mut self, step: &Step, examples: usize, total_steps: u64) {
+    pub(super) fn record(&mut self, step: &Step, examples: usize, total_steps: u64) {
         self.examples += examples as u64;
         self.tokens += step.tokens as u64;
         self.loss_sum += step.loss;
@@ -108,18 +108,18 @@ impl Progress {
     }
 
     /// Records the scores after an epoch, or before the first one. Returns true if they are better than all earlier
-    /// ones. As long as the deciding score is undefined, the latest epoch counts as the best.
-    pub(super) fn note_scores(
+    /// ones. As long as the primary score is undefined, the latest epoch counts as the best.
+    pub(super) fn record_scores(
         &mut self,
         step: u64,
         scores: Vec<Option<f64>>,
-        deciding: Option<(usize, Better)>,
+        primary_score: Option<(usize, Better)>,
     ) -> bool {
-        let value = |epoch: &Epoch| deciding.and_then(|(place, _)| epoch.scores.get(place).copied().flatten());
+        let value = |epoch: &Epoch| primary_score.and_then(|(place, _)| epoch.scores.get(place).copied().flatten());
         let epoch =
             Epoch { epoch: self.epochs_done, step, training_loss: self.mean_loss(), seconds: self.seconds, scores };
         let before = self.best.and_then(|best| value(&self.epochs[best]));
-        let improves = match (value(&epoch), before, deciding) {
+        let improves = match (value(&epoch), before, primary_score) {
             // Nothing is measured, so nothing can improve.
             (_, _, None) | (None, Some(_), _) => false,
             (None | Some(_), None, _) => true,
@@ -151,7 +151,7 @@ impl Progress {
     }
 
     /// Returns the number of epochs since the best one.
-    pub(super) fn stale(&self) -> u64 {
+    pub(super) fn epochs_since_best(&self) -> u64 {
         self.best_epoch().map_or(0, |best| self.epochs_done - best)
     }
 
@@ -161,7 +161,7 @@ impl Progress {
         if self.step_seconds > 0.0 { self.examples as f64 / self.step_seconds } else { 0.0 }
     }
 
-    /// Reads the JSON of a saved state; none if it is not that of a progress.
+    /// Reads the JSON of a saved state; none if it is invalid.
     pub(super) fn from_json(json: &[u8]) -> Option<Self> {
         let progress: Self = serde_json::from_slice(json).ok()?;
         progress.best.is_none_or(|best| best < progress.epochs.len()).then_some(progress)

@@ -8,8 +8,8 @@
 //!
 //! A folder with other files is refused, and only these files are ever removed.
 //!
-//! Each file is written atomically. The best weights are written before the state that names them, and removed after
-//! the state that names others. A process killed at any moment therefore leaves a state whose files all exist.
+//! Each file is written atomically. The best weights are written before the state that refers to them, and removed
+//! after a state that refers to others. A process killed at any moment therefore leaves a state whose files all exist.
 
 use std::collections::HashMap;
 use std::fs::{self, File, TryLockError};
@@ -47,7 +47,7 @@ fn is_best(name: &str) -> bool {
     })
 }
 
-/// Returns why a folder cannot be used as a state folder: it contains files that couplet did not write. Returns none if
+/// Returns the reason why a folder cannot be used as a state folder, such as files that couplet did not write; none if
 /// it can be used.
 #[must_use]
 pub fn foreign_state(folder: &Path) -> Option<String> {
@@ -82,7 +82,7 @@ pub(super) struct StateFolder {
 impl StateFolder {
     /// Returns the state folder of an output.
     pub(super) fn path_for(output: &Path) -> PathBuf {
-        beside(output, ".training")
+        with_suffix(output, ".training")
     }
 
     /// Returns the number of steps that an earlier run of the job completed and saved. Creates, locks and removes
@@ -172,7 +172,7 @@ impl StateFolder {
         entries.push(Entry::row(PROGRESS, Data::U8(json)));
         entries.push(Entry::row(KEY, Data::U8(self.key.as_bytes().to_vec())));
         write_file(&self.path.join(STATE), entries)?;
-        // Only now does no state name an older best epoch.
+        // From now on, no saved state refers to an older best epoch.
         let best = progress.best_epoch().map(|epoch| self.best(epoch));
         for entry in self.path.read_dir().map_err(JobError::file("read", &self.path))?.flatten() {
             if is_best(&entry.file_name().to_string_lossy()) && Some(entry.path()) != best {
@@ -189,7 +189,7 @@ impl StateFolder {
 
     /// Returns the path of an epoch's weights.
     pub(super) fn best(&self, epoch: u64) -> PathBuf {
-        // The name has the job's key, as another job's state may be here until this job's state is saved.
+        // The name has the job's key, as the folder may hold another job's state until this job's state is saved.
         self.path.join(format!("best-{epoch}-{}.safetensors", &self.key()[..KEY_DIGITS]))
     }
 
@@ -216,7 +216,7 @@ fn bytes_of(tensors: &HashMap<String, Tensor>, name: &str) -> Option<Vec<u8>> {
 
 /// Appends a suffix to the last component of a path.
 #[must_use]
-pub fn beside(output: &Path, suffix: &str) -> PathBuf {
+pub fn with_suffix(output: &Path, suffix: &str) -> PathBuf {
     let mut path = output.components().collect::<PathBuf>().into_os_string();
     path.push(suffix);
     path.into()

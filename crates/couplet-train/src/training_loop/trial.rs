@@ -14,7 +14,7 @@ const MEASURED: usize = 128;
 
 /// The state of a job before a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
+pub enum JobStatus {
     /// Nothing is saved: training starts at its first step.
     New,
     /// A state is saved, with this many steps completed.
@@ -27,11 +27,11 @@ pub enum Standing {
     Rejected,
 }
 
-/// The facts and estimates about a training before it starts.
+/// The size of a training and its estimated duration, before it starts.
 #[derive(Debug, Clone)]
 pub struct Trial {
     /// The state that an earlier run left.
-    pub standing: Standing,
+    pub status: JobStatus,
     /// The number of training rows (fine-tuning) or sequences (pretraining).
     pub rows: usize,
     /// The number of held-out rows.
@@ -49,7 +49,7 @@ pub struct Trial {
     /// The speed of the trial's steps; none if no steps are left to train.
     pub pace: Option<StepPace>,
     /// The estimated time of all evaluations, in seconds.
-    pub measuring: f64,
+    pub evaluation_seconds: f64,
 }
 
 /// The measured speed of training steps.
@@ -75,30 +75,30 @@ impl Trial {
     /// Returns true if the run trains.
     #[must_use]
     pub fn trains(&self) -> bool {
-        matches!(self.standing, Standing::New | Standing::Resumes(_))
+        matches!(self.status, JobStatus::New | JobStatus::Resumes(_))
     }
 
     /// Returns true if the run changes the model in the output folder.
     #[must_use]
     pub fn changes_the_model(&self) -> bool {
-        self.trains() || self.standing == Standing::ToCalibrate
+        self.trains() || self.status == JobStatus::ToCalibrate
     }
 
     /// Estimates the remaining time in seconds, from the tokens left and the measured speed. Returns none if no speed
     /// was measured.
     #[must_use]
     pub fn seconds(&self) -> Option<f64> {
-        let done = match self.standing {
-            Standing::Done | Standing::Rejected => return Some(0.0),
-            Standing::ToCalibrate => return None,
-            Standing::New => 0,
-            Standing::Resumes(steps) => steps.min(self.total_steps),
+        let done = match self.status {
+            JobStatus::Done | JobStatus::Rejected => return Some(0.0),
+            JobStatus::ToCalibrate => return None,
+            JobStatus::New => 0,
+            JobStatus::Resumes(steps) => steps.min(self.total_steps),
         };
         let left = (self.total_steps - done) as f64;
         let steps_of_epoch = self.rows.div_ceil(self.batch_size.max(1)).max(1) as f64;
         let tokens = self.tokens as f64 * left / steps_of_epoch;
         let share = left / self.total_steps.max(1) as f64;
-        Some(tokens / self.pace?.tokens_per_second() + share * self.measuring)
+        Some(tokens / self.pace?.tokens_per_second() + share * self.evaluation_seconds)
     }
 
     /// Evaluates a part of the examples, and adds the estimated time of evaluating all of them `times` times.
@@ -115,14 +115,14 @@ impl Trial {
         }
         let start = Instant::now();
         measure(part)?;
-        self.measuring += start.elapsed().as_secs_f64() * tokens(examples) / tokens(part) * times as f64;
+        self.evaluation_seconds += start.elapsed().as_secs_f64() * tokens(examples) / tokens(part) * times as f64;
         Ok(())
     }
 }
 
 /// Returns the saved state of an unfinished job.
-pub(crate) fn standing(output: &Path, key: blake3::Hash) -> Standing {
-    StateFolder::steps_done(output, key).map_or(Standing::New, Standing::Resumes)
+pub(crate) fn status(output: &Path, key: blake3::Hash) -> JobStatus {
+    StateFolder::steps_done(output, key).map_or(JobStatus::New, JobStatus::Resumes)
 }
 
 /// Removes the state folder of a job whose model is already published.
@@ -131,7 +131,7 @@ pub(crate) fn discard_state(output: &Path, key: blake3::Hash) -> Result<(), JobE
 }
 
 /// Runs the first steps of a training until `budget` is used up: at least three steps, or all if there are fewer. The
-/// trained weights are not kept.
+/// weights are discarded.
 pub(crate) fn run_trial(
     trainer: &mut Trainer,
     data: &dyn EpochData,

@@ -1,4 +1,4 @@
-//! The CPU kernels of attention: over packed sequences, and of one token of each.
+//! The CPU kernels of attention: for all queries of packed sequences, and for one query per sequence.
 
 use std::ops::Range;
 
@@ -8,19 +8,20 @@ use super::elementwise::{exp, softmax};
 use super::gemm::{Finish, Left, Panels, REST_ROWS, Rows, multiply, store_tile};
 use super::{Isa, Operator, Scratch};
 
-/// Queries whose scores are held at a time: two cache lines of them, so that long sequences stay in the cache.
+/// The number of queries in a block: two cache lines of scores per key, so that long sequences stay in the cache.
 const QUERIES: usize = 32;
-/// The same for the last queries of a sequence, if they are few.
+/// The number of queries in a smaller block, for the last queries of a sequence.
 const FEW_QUERIES: usize = 16;
 
-/// Softmax attention of each sequence's queries over its own keys and values, head by head.
+/// Computes softmax attention head by head. The queries of a sequence attend to the keys and values of the same
+/// sequence.
 ///
-/// Shapes: `query [Tq, D]`, `key`, `value` `[T, D]` → `[Tq, D]`; `cu_queries` and `cu_keys` bound the
-/// sequences in the rows of queries and of keys.
-/// Source: Vaswani et al. 2017, section 3.2.
+/// **Shapes**: `query [Tq, D]`, `key` and `value` `[T, D]` → `[Tq, D]`. `cu_queries` and `cu_keys` are the offsets of
+/// the sequences in the rows of the queries and of the keys.
+/// **Source**: Vaswani et al. 2017, section 3.2.
 ///
-/// Scores are computed transposed, `[keys, queries]`: a softmax then goes down the columns, all queries at once,
-/// and its result is already what the second product wants to its left.
+/// Scores are computed transposed, `[keys, queries]`. The softmax then runs over columns, for all queries of a block at
+/// once, and its result has the layout of the second product's left-hand side.
 pub struct Attention<'a> {
     pub query: &'a [f32],
     pub key: &'a [f32],
@@ -75,8 +76,8 @@ impl Operator for Attention<'_> {
     }
 }
 
-/// One head of up to `W` queries of a sequence: `keys [n, d]`, `queries [d, count]` scaled, `values [n, d]` →
-/// `out [count, d]`, rows of `out` `stride` apart.
+/// Computes one head of up to `W` queries of a sequence: `keys [n, d]`, scaled `queries [d, count]`, `values [n, d]` →
+/// `out [count, d]`. `stride` is the row stride of `out`.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "the operands of attention")]
 fn attend<S: Simd, const R: usize, const C: usize, const W: usize>(
@@ -91,7 +92,7 @@ fn attend<S: Simd, const R: usize, const C: usize, const W: usize>(
 ) {
     let (scores, _) = scores.as_chunks_mut::<W>();
     let scores = &mut scores[..keys.count];
-    // A panel of few queries is one vector wide where a tile is as wide as two of them.
+    // A panel of a smaller block is one vector wide if a tile is wider than the block.
     if C * S::F32_LANES > W {
         multiply::<S, R, 1>(simd, keys, queries, Finish::None, scores.as_flattened_mut(), W);
     } else {
@@ -104,14 +105,14 @@ fn attend<S: Simd, const R: usize, const C: usize, const W: usize>(
         let mut top = 0;
         while top < count {
             let tile_rows = if count - top > REST_ROWS && top + R <= W { R } else { REST_ROWS };
-            // The last tile may overlap the one before.
+            // The last tile may overlap the previous one.
             top = top.min(W - tile_rows);
             let rows = tile_rows.min(count - top);
             let corner = &mut out[top * stride + p * width..];
             if tile_rows == R {
-                store_tile::<S, R, C, _>(simd, Column(scores, top), panel, corner, stride, rows, columns);
+                store_tile::<S, R, C, _>(simd, Columns(scores, top), panel, corner, stride, rows, columns);
             } else {
-                store_tile::<S, REST_ROWS, C, _>(simd, Column(scores, top), panel, corner, stride, rows, columns);
+                store_tile::<S, REST_ROWS, C, _>(simd, Columns(scores, top), panel, corner, stride, rows, columns);
             }
             for (r, scale) in inverse_sums[top..top + rows].iter().enumerate() {
                 for x in &mut corner[r * stride..][..columns] {
@@ -123,7 +124,7 @@ fn attend<S: Simd, const R: usize, const C: usize, const W: usize>(
     }
 }
 
-/// Replaces each column of scores by `exp(score - max)` and returns the inverse of each column's sum.
+/// Replaces each column of scores with `exp(score - max)`, and returns the inverse of each column's sum.
 #[inline(always)]
 fn exp_columns<const W: usize>(scores: &mut [[f32; W]]) -> [f32; W] {
     let mut max = [f32::NEG_INFINITY; W];
@@ -142,18 +143,18 @@ fn exp_columns<const W: usize>(scores: &mut [[f32; W]]) -> [f32; W] {
     sums.map(|sum| 1.0 / sum)
 }
 
-/// Rows of a tile that are columns of a matrix, from the given one.
+/// A tile whose rows are columns of a matrix, from the given column.
 #[derive(Clone, Copy)]
-struct Column<'a, const W: usize>(&'a [[f32; W]], usize);
+struct Columns<'a, const W: usize>(&'a [[f32; W]], usize);
 
-impl<const R: usize, const W: usize> Left<R> for Column<'_, W> {
+impl<const R: usize, const W: usize> Left<R> for Columns<'_, W> {
     #[inline(always)]
     fn at(self, k: usize, r: usize) -> f32 {
         self.0[k][self.1 + r]
     }
 }
 
-/// The columns of one head in each row.
+/// Returns the columns of one head in each row.
 fn head_rows<'a>(
     x: &'a [f32],
     dim: usize,
@@ -163,22 +164,23 @@ fn head_rows<'a>(
     x.chunks_exact(dim).map(move |row| &row[columns.clone()])
 }
 
-/// The keys and values of a layer whose queries are one token of each sequence, never computed.
+/// The key and value weights of a layer with one query per sequence, for attention without computing keys and values.
 ///
-/// With `K = x·Wkᵀ + bk`, a head's scores are `q·Kᵀ = (q·Wk)·xᵀ + q·bk`, and the last term, the same for every
-/// token, does not outlive the softmax; with `V = x·Wvᵀ + bv` and weights `p` that add up to 1, `p·V = (p·x)·Wvᵀ + bv`.
-/// Both products then have a row a head, not a row a token.
+/// With `K = x·Wkᵀ + bk`, the scores of a head are `q·Kᵀ = (q·Wk)·xᵀ + q·bk`. The last term is the same for all tokens,
+/// so the softmax cancels it. With `V = x·Wvᵀ + bv` and probabilities `p`, whose sum is 1, `p·V = (p·x)·Wvᵀ + bv`. Both
+/// products then have one row per head instead of one per token.
 #[derive(Debug, Clone)]
 pub struct FirstTokens {
-    /// Of each head, `Wk [d, D]`.
+    /// `Wk [d, D]` of each head.
     key: Vec<Panels>,
-    /// Of each head, `Wvᵀ [D, d]`.
+    /// `Wvᵀ [D, d]` of each head.
     value: Vec<Panels>,
+    /// `bv [D]`.
     value_bias: Vec<f32>,
 }
 
 impl FirstTokens {
-    /// Columns of `x`.
+    /// Returns the number of columns of `x`.
     pub fn dim(&self) -> usize {
         self.value_bias.len()
     }
@@ -201,7 +203,7 @@ impl FirstTokens {
     }
 }
 
-/// Softmax attention of one query a sequence: `query [B, D]`, `x [T, D]` → `[B, D]`.
+/// Computes softmax attention of one query per sequence: `query [B, D]`, `x [T, D]` → `[B, D]`.
 pub struct AttendFirst<'a> {
     pub weights: &'a FirstTokens,
     pub query: &'a [f32],
@@ -220,7 +222,7 @@ impl Operator for AttendFirst<'_> {
         let scale = 1.0 / (head_dim as f32).sqrt();
         let mut scratch = Scratch::take();
         let Scratch { keys, values, scores, .. } = &mut scratch;
-        // `[B, heads, D]`: the queries in terms of `x`, then the sums of `x`.
+        // `[B, heads, D]`: first `q·Wk`, then `p·x`.
         let mut rows = vec![0.0; sequences * heads * dim];
         for (head, panels) in weights.key.iter().enumerate() {
             let query = Rows { values: &query[head * head_dim..], stride: dim, count: sequences };

@@ -1,15 +1,16 @@
-//! The CPU kernels as an implementation of the operators.
+//! Implements the operators with the CPU kernels.
 
 use candle_core::{Device, Result, Tensor};
 
-use super::{AddNorm, Attention, Embed, Epilogue, FeedForward, Int16Kernel, Isa, Layer, Linear as Products};
+use super::{AddNorm, Attention, Embed, Epilogue, FeedForward, Int16Kernel, Isa, Layer, Linear as Multiply};
 use crate::ops::backend::Backend;
 use crate::ops::embeddings::read_tables;
 use crate::ops::linear::{self, Weights};
 use crate::ops::training::{Dropout, SoftmaxRows};
 use crate::ops::{self, Activation, LayerNorm, Linear, Pointwise, array, read};
 
-/// Proof that this CPU can run the fused kernels, and how they multiply by weights.
+/// The fused CPU kernels for inference, in f32 or in 16-bit integers. A value proves that this CPU supports the
+/// instruction set.
 #[derive(Debug, Clone, Copy)]
 pub struct FastKernels {
     pub(in crate::ops) isa: Isa,
@@ -29,7 +30,7 @@ impl Backend for FastKernels {
 
     fn add_norm(&self, x: &Tensor, layer: &Linear, sum: linear::AddNorm) -> Result<Tensor> {
         let linear::AddNorm { dropout, residual, norm } = sum;
-        refuse(dropout.as_ref())?;
+        reject_dropout(dropout.as_ref())?;
         let layer = packed(layer)?;
         if residual.dims2()? != (x.dim(0)?, layer.outputs) || !norm.fits(layer.outputs) {
             candle_core::bail!(
@@ -70,7 +71,7 @@ impl Backend for FastKernels {
     }
 
     fn attention(&self, of: &ops::Attention, dropout: Option<Dropout>) -> Result<Tensor> {
-        refuse(dropout.as_ref())?;
+        reject_dropout(dropout.as_ref())?;
         let ops::Attention { query, key, value, cu_queries, cu_keys, heads } = *of;
         let (rows, dim) = query.dims2()?;
         let context = read([query, key, value], |[query, key, value]| {
@@ -84,7 +85,7 @@ impl Backend for FastKernels {
     }
 
     fn pointwise(&self, x: &Tensor, function: Pointwise) -> Result<Tensor> {
-        // On this thread: candle would hand many elements to threads of its own.
+        // Runs on this thread: candle would use its own threads for large tensors.
         let f = function.of_number();
         let out = read([x], |[x]| x.iter().map(|x| f(*x)).collect::<Vec<_>>())?;
         Tensor::from_vec(out, x.shape(), x.device())
@@ -98,14 +99,14 @@ impl Backend for FastKernels {
 fn packed(layer: &Linear) -> Result<&Layer> {
     match &layer.weights {
         Weights::Packed(layer) => Ok(layer),
-        Weights::Plain(..) => candle_core::bail!("a layer that is not packed in kernels that read packed ones"),
+        Weights::Plain(..) => candle_core::bail!("these kernels read packed layers only, and this one is not packed"),
     }
 }
 
-fn refuse(dropout: Option<&Dropout>) -> Result<()> {
+fn reject_dropout(dropout: Option<&Dropout>) -> Result<()> {
     match dropout {
         None => Ok(()),
-        Some(_) => candle_core::bail!("kernels without gradients drop nothing"),
+        Some(_) => candle_core::bail!("kernels without gradients do not support dropout"),
     }
 }
 
@@ -115,12 +116,12 @@ fn multiply(x: &Tensor, layers: &[&Layer], epilogue: Epilogue) -> Result<Vec<Ten
         candle_core::bail!("x {:?} does not fit a weight of {} inputs", x.dims(), layer.inputs);
     }
     let Some(isa) = layers.first().map(|layer| layer.isa) else { return Ok(Vec::new()) };
-    let outs = read([x], |[x]| isa.run(Products { x, layers, epilogue }))?;
+    let outs = read([x], |[x]| isa.run(Multiply { x, layers, epilogue }))?;
     let outs = outs.into_iter().zip(layers);
     outs.map(|(out, layer)| Tensor::from_vec(out, (rows, layer.outputs), &Device::Cpu)).collect()
 }
 
-/// Normalised embeddings `[T, D]` of ids that are in their tables, and what each row was scaled with.
+/// Computes normalized embeddings `[T, D]`, and the factor `[T]` that each row was scaled by. The ids must be valid.
 pub(in crate::ops) fn embed(isa: Isa, tables: &[(&Tensor, &[u32])], norm: &LayerNorm) -> Result<(Tensor, Vec<f32>)> {
     let (LayerNorm { weight, bias, .. }, eps) = (norm, norm.eps_f32());
     let (out, scales) = read_tables(tables, |tables| {

@@ -1,4 +1,4 @@
-//! The instructions that [`super::int16`] multiplies with.
+//! The dot-product instructions of [`super::int16`].
 
 use pulp::bytemuck::Pod;
 #[cfg(target_arch = "x86_64")]
@@ -6,29 +6,29 @@ use pulp::x86::{V3, V4};
 
 use super::Isa;
 
-/// Pairs in a vector.
+/// The number of pairs of 16-bit integers in a vector.
 pub(super) const LANES: usize = 16;
 
-/// The instructions to multiply with.
+/// The instructions that multiply 16-bit integers.
 #[derive(Debug, Clone, Copy)]
 pub enum Int16Kernel {
-    /// What the others are tested against; slower than f32 on the machines that would need it.
+    /// The reference for the tests of the others. Not used otherwise, as it is slower than f32.
     #[cfg(test)]
     Portable,
     #[cfg(target_arch = "x86_64")]
     Avx2(V3),
     #[cfg(target_arch = "x86_64")]
     Avx512(V4),
-    /// Fused multiply-add, and adders beside the multipliers (AMD since Zen 4): Winograd's product.
+    /// `vpdpwssd` with Winograd's inner product, for CPUs that add and multiply in parallel (AMD since Zen 4).
     #[cfg(target_arch = "x86_64")]
     VnniWinograd(Vnni),
-    /// Fused multiply-add, and no adder to spare (Intel, by its documented ports; not measured).
+    /// `vpdpwssd`, for CPUs without spare adders (Intel, according to its documented ports; not measured).
     #[cfg(target_arch = "x86_64")]
     Vnni(Vnni),
 }
 
 impl Int16Kernel {
-    /// The quickest of an instruction set; none where it is slower than f32.
+    /// Returns the fastest kernel of an instruction set; none if f32 is faster.
     #[cfg_attr(target_arch = "x86_64", expect(clippy::unnecessary_wraps, reason = "NEON has none"))]
     pub fn for_isa(isa: Isa) -> Option<Self> {
         match isa {
@@ -36,7 +36,7 @@ impl Int16Kernel {
             Isa::Avx2(v3) => Some(Self::Avx2(v3)),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512(v4) => Some(match Vnni::try_new() {
-                // "Auth" of "AuthenticAMD".
+                // The first four letters of "AuthenticAMD".
                 Some(vnni) if std::arch::x86_64::__cpuid(0).ebx == u32::from_le_bytes(*b"Auth") => {
                     Self::VnniWinograd(vnni)
                 }
@@ -49,14 +49,14 @@ impl Int16Kernel {
     }
 }
 
-/// Arithmetic on 16 pairs of 16 bits or 16 sums of 32 bits, modulo 2^16 or 2^32.
+/// Arithmetic on vectors of 16 pairs of 16-bit integers (modulo 2^16) or of 16 sums of 32 bits (modulo 2^32).
 pub(super) trait Dot: Copy {
     type Vector: Pod;
-    /// A pair of 16 bits in every place, or a sum of 32.
+    /// Returns a vector with the same pair, or the same 32-bit sum, in all lanes.
     fn splat(self, pair: i32) -> Self::Vector;
     fn add_16(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
     fn add_32(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
-    /// Adds to each sum the dot product of its pairs.
+    /// Adds the dot product of each lane's pairs to the lane's sum.
     fn add_dot(self, sums: Self::Vector, a: Self::Vector, b: Self::Vector) -> Self::Vector;
 }
 
@@ -66,7 +66,7 @@ pub(super) struct Portable;
 
 #[cfg(test)]
 impl Dot for Portable {
-    // Pairs as whole numbers of 32 bits, which the compiler keeps in the vectors that the target always has.
+    // Pairs as 32-bit integers, which the compiler keeps in the target's baseline vectors.
     type Vector = [i32; LANES];
 
     #[inline(always)]
@@ -114,7 +114,7 @@ fn high(pair: i32) -> i32 {
 
 #[cfg(target_arch = "x86_64")]
 pulp::simd_type! {
-    /// AVX-512 with `vpdpwssd`. Under it the compiler contracts `vpmaddwd` and `vpaddd` into that instruction.
+    /// AVX-512 with `vpdpwssd`. The compiler then combines `vpmaddwd` and `vpaddd` into that instruction.
     pub struct Vnni {
         avx: "avx",
         avx2: "avx2",
@@ -152,7 +152,7 @@ impl Dot for V3 {
     }
 }
 
-/// [`Dot`] for an instruction set with AVX-512 BW.
+/// Implements [`Dot`] for an instruction set with AVX-512 BW.
 #[cfg(target_arch = "x86_64")]
 macro_rules! dot_512 {
     ($simd:ty) => {

@@ -1,15 +1,15 @@
-//! GELU, softmax and LayerNorm over rows of activations.
+//! Activations, softmax and layer norm over rows.
 //!
-//! Loops are written so that the compiler turns them into vector code for whichever instruction set
-//! they are inlined under. Sums go through a fixed number of partial sums, so that the order of
-//! additions, and with it the last bit, does not depend on the width of the machine's vectors.
+//! Loops are written such that the compiler vectorizes them for the instruction set of the function they are inlined
+//! into. Sums use a fixed number of partial sums, so that the order of additions, and thus the last bit, does not
+//! depend on the width of the vectors.
 
 use crate::ops::Activation;
 
-/// Partial sums of a reduction; a multiple of every vector width in use.
+/// The number of partial sums in a reduction; a multiple of every vector width.
 const PARTIAL_SUMS: usize = 16;
 
-/// Adds up `f(x)` over the row.
+/// Returns the sum of `f(x)` over a row.
 #[inline(always)]
 pub(in crate::ops) fn sum_by(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let (chunks, rest) = row.as_chunks::<PARTIAL_SUMS>();
@@ -25,7 +25,7 @@ pub(in crate::ops) fn sum_by(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     sums.iter().sum()
 }
 
-/// The largest value of a row without NaN.
+/// Returns the largest value of a row that has no NaN.
 #[inline(always)]
 fn max(row: &[f32]) -> f32 {
     let larger = |a: f32, b: f32| if a > b { a } else { b };
@@ -39,14 +39,15 @@ fn max(row: &[f32]) -> f32 {
     rest.iter().chain(&maxima).copied().fold(f32::NEG_INFINITY, larger)
 }
 
-/// `e^x` with a relative error of about 1e-7, for `x` in [-87, 88]; `e^-87` below, NaN for NaN.
+/// Returns `e^x` with a relative error of about 1e-7, for `x` in [-87, 88]; `e^-87` for lower `x`, and NaN for NaN.
 ///
-/// Source: Cephes `expf` (range reduction by ln 2 in two parts, polynomial of degree 6).
+/// **Source**: Cephes `expf` (range reduction by ln 2 in two parts, polynomial of degree 6).
 #[inline(always)]
 pub(in crate::ops) fn exp(x: f32) -> f32 {
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
-    /// 1.5 · 2^23: added to a small number it leaves the number, rounded to even, in the lowest bits.
+    /// 1.5 · 2^23: adding it to a small number puts the number, rounded to the nearest even integer, in the lowest
+    /// bits.
     const ROUND: f32 = 12_582_912.0;
     let x = if x < -87.0 { -87.0 } else { x };
     let n = x.mul_add(std::f32::consts::LOG2_E, ROUND);
@@ -56,11 +57,11 @@ pub(in crate::ops) fn exp(x: f32) -> f32 {
     power_of_two * horner(r, [1.0, 1.0, 0.5, 0.166_666_67, 0.041_666_67, 0.008_333_334, 0.001_388_889])
 }
 
-/// GELU with the exact `erf`, as the checkpoints of the BERT family mean it; relative error below 4e-7 for positive
-/// `x`, absolute error below 1.1e-6 up to 8.
+/// Returns GELU with the exact `erf`, as BERT uses it. The relative error is below 4e-7 for positive `x`; the absolute
+/// error is below 1.1e-6 up to 8.
 ///
-/// Source: Hendrycks & Gimpel 2016; `erf(x / √2) = x · P(x²) / Q(x²)`, a minimax fit of its relative error (2.5e-8) up
-/// to `x = 3.9 √2`, where `erf` is 1 in f32.
+/// **Source**: Hendrycks & Gimpel 2016; `erf(x / √2) = x · P(x²) / Q(x²)`, a minimax fit of its relative error (2.5e-8)
+/// up to `x = 3.9 √2`, where `erf` is 1 in f32.
 #[inline(always)]
 pub(in crate::ops) fn gelu(x: f32) -> f32 {
     const LIMIT: f32 = 5.515_433;
@@ -73,7 +74,7 @@ pub(in crate::ops) fn gelu(x: f32) -> f32 {
     half.mul_add(z * p / q, half)
 }
 
-/// GELU by its tanh approximation, `x · sigmoid(2 √(2/π) (x + 0.044715 x³))`; see [`silu`] for its error.
+/// Returns the tanh approximation of GELU, `x · sigmoid(2 √(2/π) (x + 0.044715 x³))`; its error is that of [`silu`].
 #[inline(always)]
 pub(in crate::ops) fn gelu_tanh(x: f32) -> f32 {
     x * sigmoid(GELU_TANH[0] * x * (GELU_TANH[1] * x).mul_add(x, 1.0))
@@ -82,26 +83,26 @@ pub(in crate::ops) fn gelu_tanh(x: f32) -> f32 {
 /// `2 √(2/π)` and 0.044715.
 pub(in crate::ops) const GELU_TANH: [f32; 2] = [1.595_769, 0.044_715];
 
-/// `x · sigmoid(x)`, with the relative error of [`exp`].
+/// Returns `x · sigmoid(x)`, with the relative error of [`exp`].
 #[inline(always)]
 pub(in crate::ops) fn silu(x: f32) -> f32 {
     x * sigmoid(x)
 }
 
-/// `max(x, 0)`, NaN for NaN.
+/// Returns `max(x, 0)`; NaN for NaN.
 #[inline(always)]
 pub(in crate::ops) fn relu(x: f32) -> f32 {
     if x < 0.0 { 0.0 } else { x }
 }
 
-/// `1 / (1 + e^-x)`; below -87 no smaller than there.
+/// Returns `1 / (1 + e^-x)`; constant below -87.
 #[inline(always)]
 pub(in crate::ops) fn sigmoid(x: f32) -> f32 {
     let x = if x < -87.0 { -87.0 } else { x };
     1.0 / (1.0 + exp(-x))
 }
 
-/// Replaces elements by an activation; one loop for each function.
+/// Applies an activation to each element; each function gets a loop of its own.
 #[inline(always)]
 pub(in crate::ops) fn activate(values: &mut [f32], activation: Activation) {
     #[inline(always)]
@@ -118,7 +119,7 @@ pub(in crate::ops) fn activate(values: &mut [f32], activation: Activation) {
     }
 }
 
-/// The polynomial with these coefficients, the constant first.
+/// Evaluates the polynomial with the given coefficients, the constant first.
 #[inline(always)]
 fn horner<const N: usize>(x: f32, coefficients: [f32; N]) -> f32 {
     let mut sum = coefficients[N - 1];
@@ -128,7 +129,7 @@ fn horner<const N: usize>(x: f32, coefficients: [f32; N]) -> f32 {
     sum
 }
 
-/// Replaces a row of scores by its softmax; returns the largest score, and the sum of the exponentials relative to it.
+/// Replaces a row of scores with its softmax. Returns the largest score, and the sum of `exp(score - largest)`.
 #[inline(always)]
 pub(in crate::ops) fn softmax(row: &mut [f32]) -> (f32, f32) {
     let max = max(row);
@@ -143,7 +144,7 @@ pub(in crate::ops) fn softmax(row: &mut [f32]) -> (f32, f32) {
     (max, sum)
 }
 
-/// Adds a row to another.
+/// Adds `other` to `row`.
 #[inline(always)]
 pub(in crate::ops) fn add(row: &mut [f32], other: &[f32]) {
     for (x, y) in row.iter_mut().zip(other) {
@@ -151,9 +152,9 @@ pub(in crate::ops) fn add(row: &mut [f32], other: &[f32]) {
     }
 }
 
-/// Normalises a row to mean 0 and variance 1, then scales and shifts it; returns the inverse of its deviation.
+/// Normalizes a row to mean 0 and variance 1, then applies weight and bias. Returns the inverse standard deviation.
 ///
-/// Source: Ba, Kiros & Hinton 2016, section 3.
+/// **Source**: Ba, Kiros & Hinton 2016, section 3.
 #[inline(always)]
 pub(super) fn layer_norm(row: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) -> f32 {
     let n = row.len() as f32;
@@ -181,7 +182,7 @@ mod tests {
 
     #[test]
     fn other_activations_agree_with_reference_values() {
-        // x, then gelu_new and silu of transformers in f64.
+        // x, and `gelu_new` and `silu` of transformers in f64.
         for (x, tanh, swish) in [
             (-400.0_f32, 0.0_f32, 0.0_f32),
             (-100.0, 0.0, 0.0),

@@ -5,14 +5,15 @@ use pulp::Simd;
 use super::Operator;
 use super::elementwise::{add, layer_norm};
 
-/// The sum of each token's embeddings, normalised, and what each was scaled with: `[T, D]`, `[T]`.
+/// Computes the normalized sum of each token's embeddings, `[T, D]`, and the factor that each row was scaled by, `[T]`.
 ///
-/// Source: Devlin et al. 2019, figure 2.
+/// **Source**: Devlin et al. 2019, figure 2.
 pub struct Embed<'a> {
     /// Each table `[_, D]` with the ids `[T]` in it, in the order in which they are added.
     pub tables: &'a [(&'a [f32], &'a [u32])],
-    /// Of the normalisation, `[D]`.
+    /// The weight of the layer norm, `[D]`.
     pub weight: &'a [f32],
+    /// The bias of the layer norm, `[D]`.
     pub bias: &'a [f32],
     pub eps: f32,
 }

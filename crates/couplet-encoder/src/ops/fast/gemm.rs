@@ -1,24 +1,24 @@
-//! Matrix multiplication for activations times weights, on one thread.
+//! Single-threaded matrix multiplication of activations and weights.
 //!
-//! The right-hand side is packed once into panels that are as wide as a register tile; the left-hand
-//! side is read where it lies. Every element of the product is one chain of fused multiply-adds
-//! over `k` in ascending order, whatever the shape, the row's place in the batch or the width of the
-//! machine's vectors: a result does not depend on what else is in the batch, and is the same to the
-//! last bit on every machine that has fused multiply-add.
+//! The right-hand side is packed once into panels of the register tile's width; the left-hand side is read in place.
+//!
+//! Every element of the product is one chain of fused multiply-adds over `k` in ascending order. It does not depend on
+//! the shape, on the row's position in the batch, or on the width of the vectors. So a result does not depend on the
+//! rest of the batch, and is bit-identical on all machines with fused multiply-add.
 
 use pulp::Simd;
 
 use super::elementwise::{gelu, gelu_tanh, relu, silu};
 use crate::ops::Activation;
 
-/// Most rows in a register tile, on any instruction set.
+/// The maximum number of rows in a register tile, for all instruction sets.
 pub(in crate::ops) const MAX_TILE_ROWS: usize = 12;
-/// Most columns in a register tile, on any instruction set.
+/// The maximum number of columns in a register tile, for all instruction sets.
 const MAX_TILE_COLUMNS: usize = 32;
-/// Rows of the tiles that finish what the last whole tile leaves.
+/// The number of rows in the smaller tiles that cover the rows after the last full tile.
 pub(in crate::ops) const REST_ROWS: usize = 4;
 
-/// The right-hand side `[k, n]` of a product: panels of `[k, width]`, the last padded with zeros.
+/// The right-hand side `[k, n]` of a product, in panels `[k, width]`; the last panel is padded with zeros.
 #[derive(Debug, Clone, Default)]
 pub(in crate::ops) struct Panels {
     values: Vec<f32>,
@@ -28,7 +28,7 @@ pub(in crate::ops) struct Panels {
 }
 
 impl Panels {
-    /// Packs the columns `[k]` of a matrix `[k, n]`, given one by one, each value times `scale`.
+    /// Packs a matrix `[k, n]` from its columns `[k]`, and multiplies it by `scale`.
     #[inline(always)]
     pub(in crate::ops) fn pack_columns<'a>(
         &mut self,
@@ -37,7 +37,7 @@ impl Panels {
         width: usize,
         scale: f32,
     ) {
-        /// Columns that are read side by side, so that what is written lies together.
+        /// The number of columns that are read together, so that writes are contiguous.
         const GROUP: usize = 8;
         debug_assert!(width.is_multiple_of(GROUP));
         self.reset(k, columns.len(), width);
@@ -61,7 +61,7 @@ impl Panels {
         }
     }
 
-    /// Packs the rows `[n]` of a matrix `[k, n]`, given one by one.
+    /// Packs a matrix `[k, n]` from its rows `[n]`.
     #[inline(always)]
     pub(in crate::ops) fn pack_rows<'a>(
         &mut self,
@@ -74,7 +74,7 @@ impl Panels {
         for (i, row) in rows.enumerate() {
             for (p, part) in row.chunks(width).enumerate() {
                 let packed = &mut self.values[(p * k + i) * width..][..part.len()];
-                // Whole vectors in a loop: a call for the few bytes of a row would cost more than the copy.
+                // A loop over vectors: for these few bytes, a call of memcpy costs more than the copy.
                 let (vectors, rest) = part.as_chunks::<16>();
                 let (packed_vectors, packed_rest) = packed.as_chunks_mut::<16>();
                 for (packed, vector) in packed_vectors.iter_mut().zip(vectors) {
@@ -85,7 +85,7 @@ impl Panels {
         }
     }
 
-    /// The panels, each `[k, width]`.
+    /// Returns the panels, each `[k, width]`.
     pub(in crate::ops) fn iter(&self) -> impl Iterator<Item = &[f32]> {
         self.values.chunks_exact((self.k * self.width).max(1))
     }
@@ -99,16 +99,16 @@ impl Panels {
 
 /// The left-hand side of a register tile.
 pub(in crate::ops) trait Left<const R: usize>: Copy {
-    /// The value of row `r` in step `k`.
+    /// Returns the value of row `r` and column `k`.
     fn at(self, k: usize, r: usize) -> f32;
 }
 
-/// Rows `[R, k]` where they lie.
+/// A tile `[R, k]` whose rows are read in place.
 #[derive(Clone, Copy)]
 struct InPlace<'a, const R: usize>([&'a [f32]; R]);
 
 impl<'a, const R: usize> InPlace<'a, R> {
-    /// The rows from `top`; the last row stands in for those that are missing.
+    /// Takes the rows from `top`. The last row is repeated if there are fewer than `R`.
     #[inline(always)]
     fn new(x: &'a [f32], stride: usize, rows: usize, top: usize, k: usize) -> Self {
         let mut tile = [[].as_slice(); R];
@@ -126,24 +126,24 @@ impl<const R: usize> Left<R> for InPlace<'_, R> {
     }
 }
 
-/// What happens to each element of a product.
+/// The operation on each element of a product.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::ops) enum Finish<'a> {
-    /// Nothing.
+    /// No operation.
     None,
-    /// `+ bias[column]`
+    /// Adds `bias[column]`.
     Bias(&'a [f32]),
-    /// `activation(+ bias[column])`
+    /// Adds `bias[column]`, then applies an activation.
     BiasActivation(&'a [f32], Activation),
 }
 
 impl<'a> Finish<'a> {
-    /// A bias, and what follows it.
+    /// Returns the addition of a bias, followed by an optional activation.
     pub(super) fn with_bias(bias: &'a [f32], activation: Option<Activation>) -> Self {
         activation.map_or(Self::Bias(bias), |activation| Self::BiasActivation(bias, activation))
     }
 
-    /// Finishes part of a row that begins at a column.
+    /// Applies to the part of a row that starts at `column`.
     #[inline(always)]
     pub(super) fn apply(self, part: &mut [f32], column: usize) {
         match self {
@@ -156,25 +156,25 @@ impl<'a> Finish<'a> {
             Self::BiasActivation(bias, activation) => {
                 let bias = &bias[column..];
                 match activation {
-                    Activation::Gelu => add_then(part, bias, gelu),
-                    Activation::GeluTanh => add_then(part, bias, gelu_tanh),
-                    Activation::Relu => add_then(part, bias, relu),
-                    Activation::Silu => add_then(part, bias, silu),
+                    Activation::Gelu => add_bias_then(part, bias, gelu),
+                    Activation::GeluTanh => add_bias_then(part, bias, gelu_tanh),
+                    Activation::Relu => add_bias_then(part, bias, relu),
+                    Activation::Silu => add_bias_then(part, bias, silu),
                 }
             }
         }
     }
 }
 
-/// `f(x + b)` of each element; one loop for each function.
+/// Replaces each element with `f(x + b)`. Generic, so that each function gets a loop of its own.
 #[inline(always)]
-fn add_then(part: &mut [f32], bias: &[f32], f: impl Fn(f32) -> f32) {
+fn add_bias_then(part: &mut [f32], bias: &[f32], f: impl Fn(f32) -> f32) {
     for (x, b) in part.iter_mut().zip(bias) {
         *x = f(*x + *b);
     }
 }
 
-/// A matrix of rows that lie `stride` apart.
+/// A matrix of `count` rows with the given row stride.
 #[derive(Clone, Copy)]
 pub(in crate::ops) struct Rows<'a> {
     pub(in crate::ops) values: &'a [f32],
@@ -183,20 +183,20 @@ pub(in crate::ops) struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    /// Rows of `k` values without a gap.
+    /// Takes contiguous rows of `k` values.
     pub(super) fn new(values: &'a [f32], k: usize) -> Self {
         Self { values, stride: k, count: values.len() / k }
     }
 
-    /// The first `k` values of each row.
+    /// Returns the first `k` values of each row.
     #[inline(always)]
     pub(super) fn iter(self, k: usize) -> impl Iterator<Item = &'a [f32]> {
         self.values.chunks(self.stride).take(self.count).map(move |row| &row[..k])
     }
 }
 
-/// Multiplies rows by panels: `x [rows, k] · panels [k, n] → out [rows, n]`, rows of `out` `stride` apart, in
-/// register tiles of `R` rows and `C` vectors.
+/// Computes `x [rows, k] · panels [k, n] → out [rows, n]` in register tiles of `R` rows and `C` vectors. `stride` is
+/// the row stride of `out`.
 #[inline(always)]
 pub(in crate::ops) fn multiply<S: Simd, const R: usize, const C: usize>(
     simd: S,
@@ -209,7 +209,7 @@ pub(in crate::ops) fn multiply<S: Simd, const R: usize, const C: usize>(
     let &Panels { k, n, width, .. } = panels;
     debug_assert!(R <= MAX_TILE_ROWS && width <= MAX_TILE_COLUMNS && width == C * S::F32_LANES);
     debug_assert!(x.count == 0 || out.len() >= (x.count - 1) * stride + n);
-    // A panel stays in the first-level cache while every tile of rows passes by it.
+    // A panel stays in the L1 cache while it is multiplied with all tiles of rows.
     for (p, panel) in panels.iter().enumerate() {
         let column = p * width;
         let columns = width.min(n - column);
@@ -237,7 +237,7 @@ pub(in crate::ops) fn multiply<S: Simd, const R: usize, const C: usize>(
     }
 }
 
-/// Multiplies a tile by a panel and stores the part of the product that is wanted.
+/// Multiplies a tile with a panel, and stores the first `rows` rows and `columns` columns of the product.
 #[inline(always)]
 pub(in crate::ops) fn store_tile<S: Simd, const R: usize, const C: usize, L: Left<R>>(
     simd: S,
@@ -257,15 +257,15 @@ pub(in crate::ops) fn store_tile<S: Simd, const R: usize, const C: usize, L: Lef
         }
     } else {
         for (r, sums) in sums.iter().enumerate().take(rows) {
-            let mut whole = [0.0; MAX_TILE_COLUMNS];
-            let (row, _) = S::as_mut_simd_f32s(&mut whole[..width]);
+            let mut full_row = [0.0; MAX_TILE_COLUMNS];
+            let (row, _) = S::as_mut_simd_f32s(&mut full_row[..width]);
             row.copy_from_slice(sums);
-            out[r * stride..][..columns].copy_from_slice(&whole[..columns]);
+            out[r * stride..][..columns].copy_from_slice(&full_row[..columns]);
         }
     }
 }
 
-/// The register tile: `tile [R, k] · panel [k, C vectors] → [R, C vectors]`.
+/// Computes a register tile: `tile [R, k] · panel [k, C vectors] → [R, C vectors]`.
 #[inline(always)]
 fn multiply_tile<S: Simd, const R: usize, const C: usize, L: Left<R>>(
     simd: S,

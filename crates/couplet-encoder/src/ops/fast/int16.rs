@@ -1,15 +1,14 @@
 //! Linear layers in 16-bit integers with exact 32-bit sums.
 //!
-//! Weights are quantised when they are loaded, symmetrically per output channel; activations row by row,
-//! symmetrically, when a block of rows is read: see [`super::quantize`], which also sees to it that no sum
-//! overflows. Sums are exact, and turning them back into f32 is two roundings: a result does not depend
-//! on what else is in the batch, and is the same to the last bit on every machine.
+//! Quantization is symmetric: per output channel for weights, when they are loaded, and per row for activations, when a
+//! block of rows is read. [`super::quantize`] chooses the scales such that no sum overflows. Sums are exact, and their
+//! conversion to f32 rounds twice. So a result does not depend on the rest of the batch, and is bit-identical on all
+//! machines.
 //!
-//! Two instructions add the products of 16 bits in pairs, `vpmaddwd` and `vpdpwssd`, and an adder is
-//! idle meanwhile. Winograd's inner product (1968) trades one for the other: of two pairs `a`, `b` and
-//! their weights `v`, `w`, `a·v + b·w = (a + w)·(b + v) - a·b - v·w`, where `Σ a·b` belongs to the row and
-//! `Σ v·w` to the channel, and are worked out once. Everything wraps modulo 2^32, so the sums are those
-//! of the plain product.
+//! `vpmaddwd` and `vpdpwssd` multiply pairs of 16-bit integers and add the products, while the CPU's adders are idle.
+//! Winograd's inner product (1968) replaces multiplications with additions: for two values `a`, `b` and their weights
+//! `v`, `w`, `a·v + b·w = (a + w)·(b + v) - a·b - v·w`. `Σ a·b` depends only on the row and `Σ v·w` only on the
+//! channel, so each is computed once. All arithmetic wraps modulo 2^32, so the sums equal those of the plain product.
 
 use pulp::NullaryFnOnce;
 use pulp::bytemuck::Zeroable;
@@ -22,7 +21,7 @@ use super::gemm::Finish;
 use super::quantize::{COLUMNS, GROUP, Int16Layer, Int16Rows, Line};
 use crate::ops::Activation;
 
-/// Multiplies quantised rows by a layer: `[rows, inputs] → out [rows, outputs]`, rows of `out` `stride` apart.
+/// Multiplies quantized rows with a layer: `[rows, inputs] → out [rows, outputs]`. `stride` is the row stride of `out`.
 pub(super) fn multiply(
     kernel: Int16Kernel,
     rows: &Int16Rows,
@@ -70,7 +69,7 @@ impl<D: Dot, const R: usize, const P: usize, const WINOGRAD: bool> NullaryFnOnce
             Finish::BiasActivation(bias, activation) => (bias, Some(activation)),
         };
         let (panels, _) = layer.panels.as_chunks::<2>();
-        // A panel stays in the first-level cache while every tile of rows passes by it.
+        // A panel stays in the L1 cache while it is multiplied with all tiles of rows.
         for (p, panels) in panels.chunks_exact(P * rows.quads).enumerate() {
             let column = p * P * COLUMNS;
             let columns = layer.outputs.saturating_sub(column).min(P * COLUMNS);
@@ -99,7 +98,7 @@ impl<D: Dot, const R: usize, const P: usize, const WINOGRAD: bool> NullaryFnOnce
     }
 }
 
-/// `sum · (row's scale · channel's scale) + bias`, through an activation if wanted.
+/// Computes `sum · (row scale · channel scale) + bias`, with an optional activation.
 #[inline(always)]
 fn dequantize<const P: usize>(
     sums: &[[i32; COLUMNS]; P],
@@ -121,9 +120,10 @@ fn dequantize<const P: usize>(
 }
 
 impl<D: Dot, const R: usize, const P: usize, const WINOGRAD: bool> Multiply<'_, D, R, P, WINOGRAD> {
-    /// The register tile: rows from `top`, panels `[P, quads, 2]`, of which `first` is the first → `[R, P, 16]`.
+    /// Computes a register tile `[R, P, 16]` from the rows at `top` and the panels `[P, quads, 2]`; `first` is the
+    /// index of the first panel.
     ///
-    /// Loops, not closures: the compiler inlines no closure into `Dot::vectorize` unless it is told to.
+    /// Loops rather than closures, as the compiler does not inline closures into `Dot::vectorize` by default.
     #[inline(always)]
     #[expect(clippy::needless_range_loop, reason = "constant bounds keep the sums in registers")]
     fn tile(&self, panels: &[[Line; 2]], first: usize, top: usize) -> [[[i32; COLUMNS]; P]; R] {
@@ -143,7 +143,7 @@ impl<D: Dot, const R: usize, const P: usize, const WINOGRAD: bool> Multiply<'_, 
         for p in 0..P {
             weights[p] = &panels[p * rows.quads..];
         }
-        // By index: without the check that goes with it, the compiler reads all rows ahead, more than there are registers.
+        // Indexing with its bounds check: without it, the compiler loads all rows in advance and runs out of registers.
         for (i, line) in group.iter().enumerate() {
             let mut w = [[D::Vector::zeroed(); 2]; P];
             for p in 0..P {
@@ -189,7 +189,7 @@ mod tests {
         kernels
     }
 
-    /// Nearly normal numbers.
+    /// Returns approximately normal random numbers.
     fn random(n: usize, mut seed: u64) -> Vec<f32> {
         let mut uniform = || {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -198,12 +198,12 @@ mod tests {
         (0..n).map(|_| uniform() + uniform() + uniform() + uniform()).collect()
     }
 
-    /// Asserts that every kernel gives the exact sums, and returns the largest of them with the product.
+    /// Asserts that every kernel computes exact sums. Returns the largest sum and the product.
     fn check(x: &[f32], weight: &[f32], k: usize) -> (i64, Vec<f32>) {
         let (m, n) = (x.len() / k, weight.len() / k);
         let layer = Int16Layer::quantize(weight, n);
         let mut rows = Int16Rows::default();
-        // Leaves something behind in the buffers.
+        // Leaves stale values in the buffers.
         rows.quantize(Rows::new(&random(50 * 70, 9), 70), 70, 32_000);
         rows.quantize(Rows::new(x, k), k, layer.largest);
         let (mut largest, mut product) = (0, Vec::new());
@@ -245,10 +245,10 @@ mod tests {
     }
 
     #[test]
-    fn no_sum_overflows_when_every_input_is_the_largest_and_every_sign_agrees() {
+    fn no_sum_overflows_for_the_largest_inputs_of_equal_sign() {
         for k in [1, 2, 40, 384, 3072] {
             for spread in [0.0, 0.3, 100.0] {
-                // Rounds up as often as it can when the spread is nothing.
+                // Without spread, every weight has the same magnitude and rounds in the same direction.
                 let weight: Vec<f32> = random(20 * k, 3).iter().map(|w| w.signum() + spread * w).collect();
                 let x: Vec<f32> = weight.iter().map(|w| w.signum()).chain(vec![-1.0; k]).collect();
                 let (largest, _) = check(&x, &weight, k);
@@ -297,9 +297,9 @@ mod tests {
         assert_eq!(check(&[0.0; 40], &weight, 40).1, [0.0; 16]);
         assert_eq!(check(&random(40, 8), &[0.0; 40], 40).1, [0.0]);
         for bad in [f32::NAN, -f32::NAN, f32::INFINITY] {
-            let mut unsound = weight.clone();
-            unsound[3] = bad;
-            assert!(check(&random(40, 8), &unsound, 40).1.iter().all(|y| y.is_nan()));
+            let mut bad_weight = weight.clone();
+            bad_weight[3] = bad;
+            assert!(check(&random(40, 8), &bad_weight, 40).1.iter().all(|y| y.is_nan()));
             let mut x = random(2 * 40, 8);
             x[3] = bad;
             let layer = Int16Layer::quantize(&weight, 16);

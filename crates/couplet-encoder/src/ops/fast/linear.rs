@@ -1,4 +1,4 @@
-//! The CPU kernels of fully connected layers: products and what follows them, block by block of rows.
+//! The CPU kernels of fully connected layers: matrix products with fused epilogues, in blocks of rows.
 
 use pulp::Simd;
 
@@ -10,23 +10,24 @@ use super::quantize::{Int16Layer, Int16Rows};
 use super::{Isa, Operator, Scratch};
 use crate::ops::Activation;
 
-/// Most rows whose products and epilogue are finished before the next block begins; a multiple of every tile height.
+/// The maximum number of rows in a block; a multiple of every tile height.
 const ROW_BLOCK: usize = 192;
-/// Floats in the rows of a block. Measured with 384 x 1536 layers and a second-level cache of 1 MB: a quarter to three
-/// quarters of these rows are up to 6 % slower in 16-bit integers, a third more rows and above up to 18 %.
+/// The number of floats in the rows of a block. Measured in 16-bit integers with 384 x 1536 layers and an L2 cache of 1
+/// MB: blocks of a quarter to three quarters of this size are up to 6 % slower, blocks that are a third larger or more
+/// are up to 18 % slower.
 const BLOCK_FLOATS: usize = 192 * 1536;
-/// Rows of a block are a multiple of this, unless they are the last.
+/// The number of rows in a block is a multiple of this, except in the last block.
 const ROW_MULTIPLE: usize = 24;
-/// What is left free behind each row between two layers. Rows a power of two apart would compete for the same few
-/// places of the first-level cache.
+/// The number of unused floats after each row of the hidden layer. With a row stride of a power of two, rows would
+/// compete for the same few sets of the L1 cache.
 const ROW_GAP: usize = 16;
 
-/// Rows of a block when each has up to `width` floats.
+/// Returns the number of rows in a block for rows of up to `width` floats.
 pub(super) fn block_rows(width: usize) -> usize {
     (BLOCK_FLOATS / width / ROW_MULTIPLE * ROW_MULTIPLE).clamp(ROW_MULTIPLE, ROW_BLOCK)
 }
 
-/// A fully connected layer `[in] → [out]`, packed for the instruction set that will read it.
+/// A fully connected layer `[in] → [out]`, packed for an instruction set.
 #[derive(Debug, Clone)]
 pub struct Layer {
     pub isa: Isa,
@@ -43,7 +44,7 @@ enum Weight {
 }
 
 impl Layer {
-    /// Packs a row-major weight `[out, in]`: as it is, or quantised for a kernel of 16-bit integers.
+    /// Packs a row-major weight `[out, in]`, in f32 or quantized for a kernel of 16-bit integers.
     pub fn pack(isa: Isa, int16: Option<Int16Kernel>, weight: &[f32], bias: &[f32]) -> Self {
         let (outputs, inputs) = (bias.len(), weight.len() / bias.len());
         debug_assert_eq!(weight.len(), outputs * inputs);
@@ -57,7 +58,7 @@ impl Layer {
         Self { isa, weight, bias: bias.to_vec(), inputs, outputs }
     }
 
-    /// The largest activation that the layer admits, if it is quantised.
+    /// Returns the largest quantized activation that the layer accepts; none for an f32 layer.
     fn largest(&self) -> Option<i16> {
         match &self.weight {
             Weight::F32(_) => None,
@@ -65,8 +66,8 @@ impl Layer {
         }
     }
 
-    /// `x [rows, in] · weightᵀ + bias → out [rows, out]`, rows of `out` `stride` apart, through an activation if
-    /// wanted; `quantized` are the rows of `x`.
+    /// Computes `x [rows, in] · weightᵀ + bias → out [rows, out]`, with an optional activation. `stride` is the row
+    /// stride of `out`. A quantized layer reads `quantized`, the quantized rows of `x`.
     #[inline(always)]
     fn apply<S: Simd, const R: usize, const C: usize>(
         &self,
@@ -85,16 +86,19 @@ impl Layer {
     }
 }
 
-/// What happens to a row of products after its bias was added.
+/// The operation on each row after the bias is added.
 #[derive(Clone, Copy)]
 pub enum Epilogue<'a> {
+    /// No operation.
     None,
+    /// An activation of each element.
     Activation(Activation),
     /// `LayerNorm(row + residual)`, the residual `[rows, out]`.
     AddNorm(AddNorm<'a>),
 }
 
-/// `LayerNorm(row + residual)`, the residual `[rows, out]`, weight and bias `[out]`.
+/// Residual connection and layer norm: `LayerNorm(row + residual)`, with a residual `[rows, out]`, weight and bias
+/// `[out]`.
 #[derive(Clone, Copy)]
 pub struct AddNorm<'a> {
     pub residual: &'a [f32],
@@ -104,7 +108,7 @@ pub struct AddNorm<'a> {
 }
 
 impl AddNorm<'_> {
-    /// Finishes rows of which `first` is the first.
+    /// Applies to a block of rows; `first` is the index of its first row.
     #[inline(always)]
     fn apply(&self, rows: &mut [f32], first: usize) {
         let n = self.weight.len();
@@ -116,7 +120,7 @@ impl AddNorm<'_> {
     }
 }
 
-/// `x [T, in] · weightᵀ + bias`, then the epilogue, for several layers of the same number of inputs.
+/// Computes `x [T, in] · weightᵀ + bias` and the epilogue for several layers with the same number of inputs.
 pub struct Linear<'a> {
     pub x: &'a [f32],
     pub layers: &'a [&'a Layer],
@@ -124,7 +128,7 @@ pub struct Linear<'a> {
 }
 
 impl Operator for Linear<'_> {
-    /// One product a layer.
+    /// One result `[T, out]` per layer.
     type Output = Vec<Vec<f32>>;
 
     #[inline(always)]
@@ -158,12 +162,12 @@ impl Operator for Linear<'_> {
     }
 }
 
-/// `norm(x + lin2(activation(lin1(x))))`: what `lin1` gives stays in the cache until `lin2` has read it.
+/// Computes `norm(x + lin2(activation(lin1(x))))` in blocks of rows, so that the output of `lin1` stays in the cache.
 pub struct FeedForward<'a> {
     pub lin1: &'a Layer,
     pub activation: Activation,
     pub lin2: &'a Layer,
-    /// Its residual is `x [T, D]`.
+    /// The layer norm, whose residual is `x [T, D]`.
     pub norm: AddNorm<'a>,
 }
 

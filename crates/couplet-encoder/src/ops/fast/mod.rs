@@ -1,8 +1,8 @@
-//! The CPU kernels: each operator fused over a block of rows that stays in the cache.
+//! The CPU kernels: each operator is fused over a block of rows that stays in the cache.
 //!
-//! Everything here runs on the calling thread and on plain slices. [`pulp`] picks the instruction
-//! set at run time and inlines the bodies below under it, so one binary uses AVX-512 where it is
-//! present and AVX2 or NEON elsewhere.
+//! Everything here runs on the calling thread and on plain slices. [`pulp`] selects the instruction set at run time and
+//! inlines the kernels into code that is compiled for it. So one binary uses AVX-512 where available, and AVX2 or NEON
+//! elsewhere.
 
 mod attention;
 mod backend;
@@ -36,7 +36,7 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// Buffers that a thread keeps from one call to the next.
+/// Buffers that a thread reuses between calls.
 #[derive(Default)]
 struct Scratch {
     quantized: Int16Rows,
@@ -47,9 +47,9 @@ struct Scratch {
 }
 
 impl Scratch {
-    /// Takes the thread's buffers, to be given back with [`Scratch::put`].
+    /// Takes the thread's buffers; [`Scratch::put`] returns them.
     ///
-    /// Not `with_borrow_mut`: its closure would be compiled without its caller's instruction set.
+    /// `with_borrow_mut` does not work here: its closure would be compiled without the caller's instruction set.
     fn take() -> Self {
         SCRATCH.take()
     }
@@ -59,7 +59,7 @@ impl Scratch {
     }
 }
 
-/// An instruction set with vectors and fused multiply-add.
+/// An instruction set with SIMD and fused multiply-add.
 #[derive(Debug, Clone, Copy)]
 pub enum Isa {
     /// AVX-512 with F, BW, CD, DQ and VL.
@@ -68,13 +68,13 @@ pub enum Isa {
     /// AVX2 and FMA.
     #[cfg(target_arch = "x86_64")]
     Avx2(pulp::x86::V3),
-    /// Neon, of any 64-bit ARM processor.
+    /// NEON, which every 64-bit ARM processor has.
     #[cfg(target_arch = "aarch64")]
     Neon(pulp::aarch64::Neon),
 }
 
 impl Isa {
-    /// The best instruction set of this machine, if it has one.
+    /// Detects the best instruction set of this machine; none if it has no supported one.
     pub(super) fn detect() -> Option<Self> {
         #[cfg(target_arch = "x86_64")]
         {
@@ -89,7 +89,8 @@ impl Isa {
         None
     }
 
-    /// Runs an operator, compiled for the instruction set, with the register tile that fills its registers.
+    /// Runs an operator compiled for the instruction set, with a register tile of the size that uses its registers
+    /// best.
     pub(super) fn run<O: Operator>(self, operator: O) -> O::Output {
         match self {
             #[cfg(target_arch = "x86_64")]
@@ -101,7 +102,7 @@ impl Isa {
         }
     }
 
-    /// Columns of the register tile, which is the width of a panel.
+    /// Returns the number of columns of the register tile, which is also the width of a panel.
     pub(super) fn panel_width(self) -> usize {
         match self {
             #[cfg(target_arch = "x86_64")]
@@ -114,14 +115,14 @@ impl Isa {
     }
 }
 
-/// Work in register tiles of `R` rows and `C` vectors.
+/// A kernel that works in register tiles of `R` rows and `C` vectors.
 pub(super) trait Operator {
     type Output;
 
     fn run<S: Simd, const R: usize, const C: usize>(self, simd: S) -> Self::Output;
 }
 
-/// An operator for [`Simd::vectorize`].
+/// Adapts an operator to [`Simd::vectorize`].
 struct Run<S, O, const R: usize, const C: usize> {
     simd: S,
     operator: O,

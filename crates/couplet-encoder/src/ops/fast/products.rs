@@ -1,4 +1,4 @@
-//! The CPU kernel of the layers that read the embeddings, which multiplies each entry of a table once.
+//! The CPU kernel of the layers that read the embeddings, with a cache of the products of table entries.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -10,37 +10,38 @@ use super::gemm::{Finish, Panels, Rows, multiply};
 use super::linear::block_rows;
 use super::{Isa, Operator};
 
-/// What the products that are kept may take: more words than most texts are made of. Counted on MRPC's 217 thousand
-/// tokens, in batches of 2,048: 12 % of them are still multiplied when layers of 3 x 768 columns read them, 7 % with twice the room.
-const ROOM: usize = 32 << 20;
+/// The maximum size of the cache, in bytes. It holds the vocabulary of most data sets. Measured on MRPC (217,000 tokens
+/// in batches of 2,048) with layers of 3 x 768 columns: 12 % of the tokens miss the cache, and 7 % with twice the size.
+const CACHE_BYTES: usize = 32 << 20;
 
-/// Products of the entries of embedding tables with the layers that read the embeddings, kept as they come up.
+/// A cache of the products of embedding table entries with the layers that read the embeddings.
 ///
-/// With `s` for the inverse of the deviation of a token's sum of embeddings `e`,
-/// `LayerNorm(e)·Wᵀ + b = s · (e - mean(e)) · (W·diag(γ))ᵀ + (W·β + b)`, and `e - mean(e)` is the sum of the entries of
-/// the tables, each less its own mean. So a product is a sum over tables as well, and a word is multiplied once however
-/// often it occurs. The entries' order in all tables together is their name here.
+/// For the sum `e` of a token's embeddings and its inverse standard deviation `s`,
+/// `LayerNorm(e)·Wᵀ + b = s · (e - mean(e)) · (W·diag(γ))ᵀ + (W·β + b)`. Since `e - mean(e)` is the sum of the table
+/// entries, each minus its own mean, the product is a sum over the tables too. So the product of an entry is computed
+/// once, however often the entry occurs. An entry is identified by its index in the concatenation of all tables.
 #[derive(Debug)]
 pub struct Products {
     /// `(W·diag(γ))ᵀ`, `[D, n]`.
     weight: Panels,
     /// `W·β + b`, `[n]`.
     constant: Vec<f32>,
-    kept: Vec<OnceLock<Kept>>,
-    /// How many more may be kept.
-    room: AtomicUsize,
+    /// The cached product of each entry.
+    cache: Vec<OnceLock<Cached>>,
+    /// The number of products that may still be cached.
+    free: AtomicUsize,
 }
 
-/// A row of products that were computed together.
+/// A cached product: a row of products that were computed together.
 #[derive(Debug)]
-struct Kept {
+struct Cached {
     products: Arc<[f32]>,
     row: usize,
 }
 
 impl Products {
-    /// Takes the row-major weight `[n, D]` and the bias `[n]` of all layers, and the norm `[D]` of tables with so many
-    /// `entries` together.
+    /// Takes the row-major weight `[n, D]` and the bias `[n]` of all layers together, weight and bias `[D]` of the
+    /// layer norm, and the number of entries of all tables.
     pub fn pack(
         isa: Isa,
         weight: &[f32],
@@ -60,35 +61,35 @@ impl Products {
         Self {
             weight: panels,
             constant: constant.collect(),
-            kept: (0..entries).map(|_| OnceLock::new()).collect(),
-            room: AtomicUsize::new(ROOM / size_of_val(bias).max(1)),
+            cache: (0..entries).map(|_| OnceLock::new()).collect(),
+            free: AtomicUsize::new(CACHE_BYTES / size_of_val(bias).max(1)),
         }
     }
 
-    /// Applies [`Project`]. This is no generic function, so that the kernel is compiled with this crate and its level of
-    /// optimisation, not with the one that uses it.
+    /// Runs [`Project`]. This function is not generic, so that the kernel is compiled in this crate, with its
+    /// optimization level, and not in the calling crate.
     pub fn project(&self, isa: Isa, tables: &[(&[f32], &[u32])], scales: &[f32], dim: usize) -> Vec<Vec<f32>> {
         isa.run(Project { products: self, tables, scales, dim })
     }
 
-    /// The product of an entry `[n]`, if it is kept.
+    /// Returns the product `[n]` of an entry, if it is cached.
     fn get(&self, entry: usize) -> Option<&[f32]> {
         let n = self.constant.len();
-        self.kept[entry].get().map(|Kept { products, row }| &products[row * n..][..n])
+        self.cache[entry].get().map(|Cached { products, row }| &products[row * n..][..n])
     }
 
-    /// Keeps what there is room for of products `[_, n]`. Threads that meet an entry at the same time have computed the
-    /// same to the last bit.
-    fn keep(&self, entries: impl ExactSizeIterator<Item = usize>, products: &[f32]) {
+    /// Caches the products `[_, n]` of entries, as far as the limit allows. If several threads compute an entry at the
+    /// same time, their products are bit-identical.
+    fn insert(&self, entries: impl ExactSizeIterator<Item = usize>, products: &[f32]) {
         let n = self.constant.len();
-        // Meanwhile another thread may have kept some, for which there shall be no room twice.
+        // Another thread may have cached some in the meantime; these must not count twice.
         let mut new: Vec<_> = entries.zip(products.chunks_exact(n)).filter(|(e, _)| self.get(*e).is_none()).collect();
-        let take = |room: usize| Some(room.saturating_sub(new.len()));
-        let (Ok(room) | Err(room)) = self.room.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
-        new.truncate(room);
+        let take = |free: usize| Some(free.saturating_sub(new.len()));
+        let (Ok(free) | Err(free)) = self.free.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
+        new.truncate(free);
         let products: Arc<[f32]> = new.iter().flat_map(|(_, products)| *products).copied().collect();
         for (row, (entry, _)) in new.into_iter().enumerate() {
-            self.kept[entry].get_or_init(|| Kept { products: products.clone(), row });
+            self.cache[entry].get_or_init(|| Cached { products: products.clone(), row });
         }
     }
 }
@@ -96,15 +97,15 @@ impl Products {
 /// Applies the layers of [`Products`] to the normalised sum of each token's embeddings.
 struct Project<'a> {
     pub products: &'a Products,
-    /// Each table `[_, D]` with the ids `[T]` in it.
+    /// The tables `[_, D]`, each with its ids `[T]`.
     pub tables: &'a [(&'a [f32], &'a [u32])],
-    /// What [`super::Embed`] scaled each token's sum with, `[T]`.
+    /// The factor that [`super::Embed`] scaled each token's sum by, `[T]`.
     pub scales: &'a [f32],
     pub dim: usize,
 }
 
 impl Operator for Project<'_> {
-    /// One product `[T, D]` for each `D` columns.
+    /// The output `[T, D]` of each layer.
     type Output = Vec<Vec<f32>>;
 
     #[inline(always)]
@@ -140,11 +141,11 @@ impl Operator for Project<'_> {
             }
             multiply::<S, R, C>(simd, Rows::new(&centred, dim), weight, Finish::None, out, n);
         }
-        products.keep(missing.iter().map(|(entry, _)| *entry), &computed);
+        products.insert(missing.iter().map(|(entry, _)| *entry), &computed);
 
         let product = |entry: usize| {
             products.get(entry).unwrap_or_else(|| {
-                // What was kept stays, so what is not was missing before as well.
+                // Entries are never evicted, so an entry that is not cached now was missing before too.
                 let i = missing.partition_point(|(other, _)| *other < entry);
                 &computed[i * n..][..n]
             })
@@ -152,8 +153,8 @@ impl Operator for Project<'_> {
         let rows_of = |(ids, first): (&[u32], usize)| ids.iter().map(|id| product(first + *id as usize)).collect();
         let rows: Vec<Vec<&[f32]>> = tables.iter().map(|(_, ids)| *ids).zip(firsts).map(rows_of).collect();
         let mut outs = Vec::with_capacity(n / dim);
-        // Part by part, so that the products of places stay in the cache; in loops, as a closure that is not inlined would
-        // be compiled without the instruction set.
+        // Layer by layer, so that the products of positions stay in the CPU cache. Loops rather than closures, as a
+        // closure that is not inlined would be compiled without the instruction set.
         for first in (0..n).step_by(dim) {
             let constant = &constant[first..][..dim];
             let mut out = Vec::with_capacity(scales.len() * dim);
@@ -179,34 +180,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn products_do_not_depend_on_the_room_there_is() {
+    fn products_do_not_depend_on_the_cache_size() {
         const DIM: usize = 20;
         let Some(isa) = Isa::detect() else { return };
         let random = |seed: u32, n: usize| -> Vec<f32> {
             let value = |i: u32| ((i + seed).wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0;
             (0..n as u32).map(value).collect()
         };
-        let (words, places) = (random(1, 50 * DIM), random(2, 30 * DIM));
+        let (words, positions) = (random(1, 50 * DIM), random(2, 30 * DIM));
         let batches: [Vec<u32>; 3] = [(0..30).collect(), (10..40).collect(), (20..50).collect()];
         let ids: Vec<u32> = (0..30).collect();
         let scales = random(3, 30);
-        let products = |room: usize| {
+        let products = |size: usize| {
             let (weight, bias, norm) = (random(4, 2 * DIM * DIM), random(5, 2 * DIM), random(6, DIM));
             let products = Products::pack(isa, &weight, &bias, (&norm, &norm), 80);
-            products.room.store(room, Ordering::Relaxed);
-            let project = |words_of: &Vec<u32>| {
-                let tables = [(&words[..], &words_of[..]), (&places[..], &ids[..])];
+            products.free.store(size, Ordering::Relaxed);
+            let project = |word_ids: &Vec<u32>| {
+                let tables = [(&words[..], &word_ids[..]), (&positions[..], &ids[..])];
                 isa.run(Project { products: &products, tables: &tables, scales: &scales, dim: DIM })
             };
             let outs: Vec<_> = batches.iter().chain(&batches).map(project).collect();
-            (outs, products.kept.iter().filter(|kept| kept.get().is_some()).count())
+            (outs, products.cache.iter().filter(|cached| cached.get().is_some()).count())
         };
-        let (all, kept) = products(80);
-        assert_eq!(kept, 80);
-        for room in [0, 1, 35, 65] {
-            let (outs, kept) = products(room);
-            assert_eq!(kept, room);
-            assert!(outs == all, "with room for {room}");
+        let (all, cached) = products(80);
+        assert_eq!(cached, 80);
+        for size in [0, 1, 35, 65] {
+            let (outs, cached) = products(size);
+            assert_eq!(cached, size);
+            assert!(outs == all, "a cache of {size} products");
         }
     }
 }

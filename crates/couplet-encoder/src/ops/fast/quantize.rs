@@ -1,21 +1,22 @@
-//! 16-bit integers for linear layers: weights as they are loaded, activations row by row.
+//! Quantization to 16-bit integers for linear layers: of weights when they are loaded, and of activations row by row.
 //!
-//! No sum can leave the 32 bits, whatever the activations: `|Σ a·w| ≤ max|a| · Σ|w|`, so a layer adds up
-//! the `|w|` of each of its channels and admits no activation above [`Int16Layer::largest`],
-//! `(2^31 - 1) / max Σ|w|`. How the bits are shared out below decides the error, never the safety.
+//! No sum overflows 32 bits, whatever the activations are. As `|Σ a·w| ≤ max|a| · Σ|w|`, a layer sums the `|w|` of each
+//! channel and limits quantized activations to [`Int16Layer::largest`], `(2^31 - 1) / max Σ|w|`. The split of the bits
+//! between weights and activations affects the error, but not the safety.
 
 use super::dot::LANES;
 use super::gemm::Rows;
 
-/// Columns of a panel: their pairs fill a cache line.
+/// The number of columns in a panel; their pairs fill a cache line.
 pub(super) const COLUMNS: usize = LANES;
-/// Inputs that are quantised together: those of one row fill a cache line.
+/// The number of inputs in a block; those of one row fill a cache line.
 const BLOCK: usize = 2 * COLUMNS;
-/// Quads of a block: two inputs and those half a block after them, which Winograd's product takes together.
+/// The number of quads in a block. A quad is two inputs and the two half a block after them, which Winograd's product
+/// combines.
 const QUADS: usize = BLOCK / 4;
-/// Rows that share lines; a multiple of the rows of every register tile.
+/// The number of rows in a group, which share cache lines; a multiple of the rows of every register tile.
 pub(super) const GROUP: usize = 8;
-/// Largest weight: with the largest activation in a layer it does not leave the 16 bits.
+/// The largest quantized weight: its sum with the largest activation fits in 16 bits.
 const MAX_WEIGHT: f64 = 16_383.0;
 const MAX_ACTIVATION: f64 = 16_384.0;
 
@@ -24,7 +25,7 @@ const MAX_ACTIVATION: f64 = 16_384.0;
 #[repr(align(64))]
 pub(super) struct Line(pub(super) [i16; BLOCK]);
 
-/// A cache line of rows: a quad of each, in two pairs of 16 bits.
+/// A cache line of a group of rows: one quad of each row, as two pairs of 16-bit integers.
 #[derive(Debug, Clone, Copy)]
 #[repr(align(64))]
 pub(super) struct RowsLine(pub(super) [[i32; 2]; GROUP]);
@@ -33,23 +34,23 @@ pub(super) struct RowsLine(pub(super) [[i32; 2]; GROUP]);
 #[derive(Debug, Clone)]
 pub(super) struct Int16Layer {
     pub(super) panels: Vec<Line>,
-    /// What a unit of each channel's weights is worth, panel by panel.
+    /// The scale of each channel (the f32 value of one quantized unit), by panel.
     pub(super) scales: Vec<[f32; COLUMNS]>,
     /// `-Σ v·w` of each channel.
     pub(super) corrections: Vec<[i32; COLUMNS]>,
     pub(super) outputs: usize,
-    /// The largest activation that cannot overflow a sum.
+    /// The largest quantized activation for which no sum overflows.
     pub(super) largest: i16,
 }
 
 impl Int16Layer {
-    /// Quantises a row-major weight `[outputs, inputs]`.
+    /// Quantizes a row-major weight `[outputs, inputs]`.
     ///
-    /// Each channel spends the whole of its budget: the finest unit with which `Σ|w|` stays below
-    /// `2^31 / largest`. A unit `u` of the weights adds `u²/12 · Σ a²` to the variance of the output, one of
-    /// the activations `max a² / largest² / 12 · Σ w²`; `largest` makes their sum the least over the channels.
-    /// It takes `max a² / Σ a²` for 1/8, which stands for an outlier of 7 (14 in a wide layer) standard
-    /// deviations in a row and counts by its fourth root only.
+    /// Each channel gets the smallest unit for which `Σ|w|` stays below `2^31 / largest`. Rounding adds to the variance
+    /// of the output: `u²/12 · Σ a²` for a unit `u` of the weights, and `max a² / largest² / 12 · Σ w²` for the
+    /// activations. `largest` minimizes the total over all channels. It assumes `max a² / Σ a²` = 1/8, which
+    /// corresponds to an outlier of 7 standard deviations in a row (14 in a wide layer); only the fourth root of that
+    /// assumption matters.
     pub(super) fn quantize(weight: &[f32], outputs: usize) -> Self {
         let inputs = weight.len() / outputs;
         debug_assert!(inputs > 0 && weight.len() == outputs * inputs);
@@ -88,7 +89,7 @@ impl Int16Layer {
     }
 }
 
-/// Where in a panel a pair of inputs is.
+/// Returns the index of a pair of inputs' cache line in a panel.
 pub(super) fn line_of_pair(pair: usize) -> usize {
     let (block, pair) = (pair / COLUMNS, pair % COLUMNS);
     block * COLUMNS + pair % QUADS * 2 + pair / QUADS
@@ -104,26 +105,28 @@ fn channel_corrections(panel: &[Line]) -> [i32; COLUMNS] {
     corrections
 }
 
-/// Quantised rows, padded with zeros: `[rows / 8, quads, 8, 4]`.
+/// Quantized rows, padded with zeros: `[rows / 8, quads, 8, 4]`.
 ///
-/// What a tile reads lies together, for the first-level cache's sake: lines a few kilobytes apart compete for the same few
-/// places in it, and of two values a cycle those in the same part of two lines cannot be read at once.
+/// The values that a tile reads are contiguous, because of the L1 cache: lines a few kilobytes apart compete for the
+/// same few sets, and two loads in a cycle conflict if they read the same bank of two lines.
 #[derive(Debug, Default)]
 pub(super) struct Int16Rows {
     pub(super) lines: Vec<RowsLine>,
-    /// What a unit of each row is worth.
+    /// The scale of each row: the f32 value of one quantized unit.
     pub(super) scales: Vec<f32>,
     /// `-Σ a·b` of each row.
     pub(super) corrections: Vec<i32>,
-    /// Quads of a row, of which each is a line of a group.
+    /// The number of quads in a row, which is the number of lines in a group.
     pub(super) quads: usize,
+    /// The quantized value of the largest element in each row.
     pub(super) largest: i16,
-    /// One row on its way.
+    /// A buffer for one quantized row.
     row: Vec<[i16; BLOCK]>,
 }
 
 impl Int16Rows {
-    /// Quantises rows `[rows, k]` so that the largest of each becomes `largest`, which is the least of the layers' to come.
+    /// Quantizes rows `[rows, k]`. The largest element of each row becomes `largest`, which must be the minimum of
+    /// [`Int16Layer::largest`] over the layers that read the rows.
     #[inline(always)]
     pub(super) fn quantize(&mut self, x: Rows, k: usize, largest: i16) {
         self.largest = largest;
@@ -138,12 +141,12 @@ impl Int16Rows {
             self.scales.push(scale);
             round(row, inverse, self.row.as_flattened_mut());
             self.corrections.push(row_correction(&self.row));
-            place(&self.row, &mut self.lines[r / GROUP * self.quads..], r % GROUP);
+            store(&self.row, &mut self.lines[r / GROUP * self.quads..], r % GROUP);
         }
         self.corrections.resize(x.count.next_multiple_of(GROUP), 0);
     }
 
-    /// The quantised values.
+    /// Returns a quantized value.
     #[cfg(test)]
     pub(super) fn at(&self, row: usize, input: usize) -> i16 {
         let (block, pair) = (input / BLOCK, input % BLOCK / 2);
@@ -152,21 +155,23 @@ impl Int16Rows {
     }
 }
 
-/// What a unit of a row is worth, and its inverse.
+/// Returns the scale of a row and the inverse scale; both 0 for a row without significant values.
 #[inline(always)]
 #[expect(clippy::cast_possible_wrap, clippy::cast_sign_loss, reason = "the sign bit is clear")]
 fn row_scale(row: &[f32], largest: f32) -> (f32, f32) {
-    // Bits of positive floats are ordered like the floats, with NaN, which must not get lost, above them.
+    // The bit patterns of positive floats have the order of the floats, and NaN, which must be preserved, is the
+    // highest.
     let max = row.iter().fold(0, |max, x| i32::max(max, x.abs().to_bits() as i32));
     let max = f32::from_bits(max as u32);
-    // Below, the inverse would be infinite.
+    // For smaller values the inverse would overflow.
     if max < 1e-30 { (0.0, 0.0) } else { (max / largest, largest / max) }
 }
 
-/// Rounds a row to whole units.
+/// Rounds a row to integer multiples of its scale.
 #[inline(always)]
 fn round(row: &[f32], inverse: f32, out: &mut [i16]) {
-    // 1.5 · 2^23: added to a number below 2^22 it leaves the number, rounded to even, in the lowest bits.
+    // 1.5 · 2^23: adding it to a number below 2^22 puts the number, rounded to the nearest even integer, in the lowest
+    // bits.
     const ROUND: f32 = 12_582_912.0;
     for (q, x) in out.iter_mut().zip(row) {
         let low = (*x * inverse + ROUND).to_bits() as i16;
@@ -174,7 +179,7 @@ fn round(row: &[f32], inverse: f32, out: &mut [i16]) {
     }
 }
 
-/// `-Σ a·b` of a row.
+/// Returns `-Σ a·b` of a row.
 #[inline(always)]
 fn row_correction(row: &[[i16; BLOCK]]) -> i32 {
     let mut corrections = [0_i32; BLOCK / 2];
@@ -187,11 +192,11 @@ fn row_correction(row: &[[i16; BLOCK]]) -> i32 {
     corrections.iter().fold(0, |sum, c| sum.wrapping_add(*c))
 }
 
-/// Puts a row into the lines of its group.
+/// Stores a row in the lines of its group.
 ///
-/// Not inlined: with AVX-512 the compiler would take its scattered stores, which are several times as slow.
+/// Not inlined: with AVX-512, the compiler would use scatter instructions, which are several times slower.
 #[inline(never)]
-fn place(row: &[[i16; BLOCK]], lines: &mut [RowsLine], in_group: usize) {
+fn store(row: &[[i16; BLOCK]], lines: &mut [RowsLine], in_group: usize) {
     for (block, lines) in row.iter().zip(lines.as_chunks_mut::<QUADS>().0) {
         let [a, b]: [[i32; QUADS]; 2] = pulp::cast(*block);
         for ((line, a), b) in lines.iter_mut().zip(a).zip(b) {

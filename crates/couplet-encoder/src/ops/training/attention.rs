@@ -1,9 +1,9 @@
-//! Attention forwards and backwards, a head of a sequence at a time.
+//! Forward and backward passes of attention, one head of one sequence at a time.
 //!
-//! The backward pass computes the probabilities again instead of keeping them: they grow with the square of the
-//! length, and computing them is a small part of a block's work.
+//! The backward pass recomputes the probabilities instead of storing them. They grow with the square of the sequence
+//! length, and computing them takes a small part of a layer's time.
 //!
-//! Source: Vaswani et al. 2017, section 3.2; the gradients are those of `dropout(softmax(Q Kᵀ / √d)) V`.
+//! **Source**: Vaswani et al. 2017, section 3.2; the gradients are those of `dropout(softmax(Q Kᵀ / √d)) V`.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -42,7 +42,7 @@ pub(super) struct Sequences<'a> {
     pub(super) dropout: Option<&'a Dropout>,
 }
 
-/// The rows and columns of a head of a sequence.
+/// One head of one sequence: its index, and its rows and columns.
 struct Head {
     number: usize,
     queries: Range<usize>,
@@ -65,7 +65,7 @@ impl<'a> Sequences<'a> {
         })
     }
 
-    /// `softmax(Q Kᵀ / √d) → scores [queries, keys]`
+    /// Computes `softmax(Q Kᵀ / √d) → scores [queries, keys]`.
     #[inline(always)]
     fn probabilities<S: Simd, const R: usize, const C: usize>(
         self,
@@ -78,7 +78,7 @@ impl<'a> Sequences<'a> {
         let scale = 1.0 / (head_dim as f32).sqrt();
         panels.pack_columns(self.rows(self.key, &head.keys, &head.columns), head_dim, C * S::F32_LANES, scale);
         scores.resize(head.queries.len() * n + PADDING, 0.0);
-        let query = self.left(self.query, &head.queries, &head.columns);
+        let query = self.lhs(self.query, &head.queries, &head.columns);
         multiply::<S, R, C>(simd, query, panels, Finish::None, scores, n);
         for (row, _) in scores.chunks_exact_mut(n).zip(head.queries.clone()) {
             softmax(row);
@@ -94,9 +94,9 @@ impl<'a> Sequences<'a> {
         }
     }
 
-    /// The head's columns of rows, as a left-hand side.
+    /// Returns a head's columns of some rows, as the left-hand side of a product.
     #[inline(always)]
-    fn left<'x>(self, x: &'x [f32], rows: &Range<usize>, columns: &Range<usize>) -> Rows<'x> {
+    fn lhs<'x>(self, x: &'x [f32], rows: &Range<usize>, columns: &Range<usize>) -> Rows<'x> {
         let values = &x[rows.start * self.dim + columns.start..rows.end * self.dim];
         Rows { values, stride: self.dim, count: rows.len() }
     }
@@ -112,7 +112,7 @@ impl<'a> Sequences<'a> {
     }
 }
 
-/// `[Tq, D]`
+/// Computes attention: `[Tq, D]`.
 pub(super) struct Forward<'a>(pub(super) Sequences<'a>);
 
 impl Operator for Forward<'_> {
@@ -139,7 +139,7 @@ impl Operator for Forward<'_> {
     }
 }
 
-/// From the gradient `[Tq, D]` of the result to those of queries, keys and values.
+/// The backward pass: from the gradient `[Tq, D]` of the result to the gradients of queries, keys and values.
 pub(super) struct Backward<'a> {
     pub(super) sequences: Sequences<'a>,
     pub(super) gradient: &'a [f32],
@@ -173,15 +173,15 @@ impl Operator for Backward<'_> {
             let columns = Columns { values: dropped, count: n };
             multiply_transposed::<S, R, C>(simd, columns, panels, &mut d_value[key_corner..], dim);
 
-            // The gradient of the probabilities, dO · Vᵀ, less what was dropped.
+            // The gradient of the probabilities: dropout(dO · Vᵀ).
             let value = sequences.rows(sequences.value, &head.keys, &head.columns);
             panels.pack_columns(value, head_dim, width, 1.0);
             slopes.resize(rows * n + PADDING, 0.0);
-            let d_out = sequences.left(gradient, &head.queries, &head.columns);
+            let d_out = sequences.lhs(gradient, &head.queries, &head.columns);
             multiply::<S, R, C>(simd, d_out, panels, Finish::None, slopes, n);
             sequences.drop(&head, slopes);
 
-            // Through the softmax, and the scale with it.
+            // The gradient of the scores: backward through the softmax and the scale.
             for (slopes, p) in slopes.chunks_exact_mut(n).zip(scores.chunks_exact(n)).take(rows) {
                 let mean = dot(slopes, p);
                 for (slope, p) in slopes.iter_mut().zip(p) {

@@ -1,28 +1,29 @@
-//! Dropout from a counter-based generator: whether a value is dropped is a function of (seed, step, place in the
-//! network, example, element) and of nothing else.
+//! Dropout with a counter-based random number generator. The mask is a function of the seed, the step, the place in the
+//! network, the example and the element only. Therefore:
 //!
-//! Nothing is stored between the forward and the backward pass, which compute the same mask; a mask does not depend
-//! on threads, on the order of work or on how a batch is cut up; and a run that resumes at a step drops what an
-//! uninterrupted one would have.
+//! - the forward and the backward pass compute the same mask, so none is stored;
+//! - the mask does not depend on threads, on the order of work, or on how a batch is split;
+//! - a resumed run has the same masks as an uninterrupted one.
 
 use candle_core::{Device, Result, Tensor};
 
-/// Where in a network values are dropped.
+/// A place in the network where dropout applies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
-    /// The normalised sum of the embeddings.
+    /// The normalized sum of the embeddings.
     Embeddings,
-    /// Attention probabilities of a block.
+    /// The attention probabilities of a block.
     Attention(usize),
     /// The output of a block's attention, before the residual.
     AttentionOutput(usize),
     /// The output of a block's feed-forward layer, before the residual.
     FeedForward(usize),
-    /// What the classifier reads.
+    /// The input of the classification head.
     Head,
 }
 
 impl Place {
+    /// Returns a number that identifies the place. The masks depend on it.
     fn code(self) -> u64 {
         let of_block = |kind: u64, block: usize| kind + 4 * block as u64;
         match self {
@@ -35,29 +36,29 @@ impl Place {
     }
 }
 
-/// The share of values that is dropped at each kind of place, in [0, 1).
+/// The dropout rates: the probability that a value is dropped, in [0, 1), by kind of place.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rates {
-    /// At [`Place::Embeddings`].
+    /// The rate at [`Place::Embeddings`].
     pub embeddings: f32,
-    /// At [`Place::Attention`].
+    /// The rate at [`Place::Attention`].
     pub attention: f32,
-    /// At [`Place::AttentionOutput`].
+    /// The rate at [`Place::AttentionOutput`].
     pub attention_output: f32,
-    /// At [`Place::FeedForward`].
+    /// The rate at [`Place::FeedForward`].
     pub feed_forward: f32,
-    /// At [`Place::Head`].
+    /// The rate at [`Place::Head`].
     pub head: f32,
 }
 
 impl Rates {
-    /// Nothing is dropped.
+    /// No dropout.
     pub const NONE: Self =
         Self { embeddings: 0.0, attention: 0.0, attention_output: 0.0, feed_forward: 0.0, head: 0.0 };
-    /// Sanh et al. 2019, as released: nothing is dropped from the attention's output.
+    /// The rates of the released `DistilBERT` (Sanh et al. 2019), which has no dropout at the attention's output.
     pub const DISTILBERT: Self =
         Self { embeddings: 0.1, attention: 0.1, attention_output: 0.0, feed_forward: 0.1, head: 0.2 };
-    /// Devlin et al. 2019, appendix A.2.
+    /// The rates of BERT (Devlin et al. 2019, appendix A.2).
     pub const BERT: Self =
         Self { embeddings: 0.1, attention: 0.1, attention_output: 0.1, feed_forward: 0.1, head: 0.1 };
 
@@ -72,23 +73,24 @@ impl Rates {
     }
 }
 
-/// The random choices of one training step, for some of its examples.
+/// The dropout of one training step, for some of its examples.
 #[derive(Debug, Clone)]
 pub struct Noise {
     key: u64,
     rates: Rates,
-    /// The number in the step of each sequence in the batch.
+    /// The index within the step of each sequence in the batch.
     examples: Vec<u64>,
 }
 
 impl Noise {
-    /// Takes the numbers, within the step, of the examples that a batch's sequences are.
+    /// Takes the seed, the step, the rates, and the index within the step of each sequence in the batch.
     #[must_use]
     pub fn new(seed: u64, step: u64, rates: Rates, examples: Vec<u64>) -> Self {
         Self { key: mix64(mix64(seed) ^ step), rates, examples }
     }
 
-    /// What is dropped at a place from rows that `cu_rows` divides among the sequences; none if nothing is.
+    /// Returns the mask at a place for the rows of all sequences; none if the rate is 0. `cu_rows` are the offsets of
+    /// the sequences in the rows, `[B + 1]`.
     #[must_use]
     pub fn at(&self, place: Place, cu_rows: &[u32]) -> Option<Dropout> {
         let rate = self.rates.at(place);
@@ -105,7 +107,7 @@ impl Noise {
     }
 }
 
-/// Which elements of some rows are dropped; the others are scaled up to keep the mean.
+/// The dropout mask of some rows. Elements that are not dropped are scaled by `1 / (1 - rate)` to keep the mean.
 #[derive(Debug, Clone)]
 pub struct Dropout {
     threshold: u32,
@@ -113,7 +115,7 @@ pub struct Dropout {
     rows: Vec<Row>,
 }
 
-/// The generator's key for a sequence, and the row's number in it.
+/// The generator's key for a sequence, and the row's index in the sequence.
 #[derive(Debug, Clone, Copy)]
 struct Row {
     key: [u32; 2],
@@ -121,12 +123,12 @@ struct Row {
 }
 
 impl Dropout {
-    /// How many rows there are.
+    /// Returns the number of rows.
     pub(super) fn rows(&self) -> usize {
         self.rows.len()
     }
 
-    /// Checks that there is a row for each of `x [T, _]`.
+    /// Checks that the mask has as many rows as `x [T, _]`.
     pub(in crate::ops) fn check(&self, x: &Tensor) -> Result<()> {
         if x.dim(0)? != self.rows() {
             candle_core::bail!("a dropout of {} rows does not fit x {:?}", self.rows(), x.dims());
@@ -134,14 +136,14 @@ impl Dropout {
         Ok(())
     }
 
-    /// Drops elements of row `r`, which is `values`.
+    /// Applies dropout to row `r`, given its values.
     #[inline(always)]
     pub(super) fn apply(&self, r: usize, values: &mut [f32]) {
         let Row { key, row } = self.rows[r];
         self.apply_from(key, row.wrapping_mul(values.len() as u32), values);
     }
 
-    /// Drops attention probabilities `values` of head `head`, for the query in row `r` of the batch.
+    /// Applies dropout to the attention probabilities of the query in row `r`, for head `head` of `heads`.
     #[inline(always)]
     pub(in crate::ops) fn apply_to_head(&self, r: usize, head: usize, heads: usize, values: &mut [f32]) {
         let Row { key, row } = self.rows[r];
@@ -159,7 +161,7 @@ impl Dropout {
         }
     }
 
-    /// The factors of all elements, 0 where they are dropped: `[rows, columns]`.
+    /// Returns the factors of all elements, `[rows, columns]`; 0 for a dropped element.
     pub(in crate::ops) fn factors(&self, columns: usize, device: &Device) -> Result<Tensor> {
         let mut factors = vec![1.0; self.rows.len() * columns];
         for (r, row) in factors.chunks_exact_mut(columns).enumerate() {
@@ -169,9 +171,9 @@ impl Dropout {
     }
 }
 
-/// 32 random bits for a counter: two keyed rounds of a bijection with full avalanche.
+/// Returns 32 random bits for a counter: two keyed rounds of a bijection with full avalanche.
 ///
-/// Source: the constants of "lowbias32" (Wellons 2018, hash-prospector), whose bias is below that of Murmur3's.
+/// **Source**: the constants of "lowbias32" (Wellons 2018, hash-prospector), whose bias is below that of Murmur3's.
 #[inline(always)]
 fn random(key: [u32; 2], counter: u32) -> u32 {
     mix32(mix32(counter ^ key[0]).wrapping_add(key[1]))
@@ -186,7 +188,9 @@ fn mix32(mut x: u32) -> u32 {
     x ^ x >> 16
 }
 
-/// A bijection of 64 bits. Source: the output function of `SplitMix64` (Steele, Lea & Flood 2014).
+/// Hashes 64 bits to 64 bits, bijectively.
+///
+/// **Source**: the output function of `SplitMix64` (Steele, Lea & Flood 2014).
 #[must_use]
 pub fn mix64(x: u64) -> u64 {
     let mut z = x.wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -1,6 +1,6 @@
-//! Fully connected layers forwards and backwards, with what is fused to them.
+//! Forward and backward passes of fully connected layers, activations, dropout and layer norm.
 //!
-//! Source of the gradients: the chain rule; for the normalisation Ba, Kiros & Hinton 2016.
+//! **Source** of the layer norm's gradient: Ba, Kiros & Hinton 2016.
 
 use std::cell::RefCell;
 
@@ -14,7 +14,7 @@ use crate::ops::fast::Operator;
 use crate::ops::fast::elementwise::{GELU_TANH, activate, add, exp, sigmoid, sum_by};
 use crate::ops::fast::gemm::{Finish, Panels, Rows, multiply};
 
-/// Rows that are multiplied before the next begin; a multiple of every tile height.
+/// The number of rows in a block; a multiple of every tile height.
 const ROW_BLOCK: usize = 96;
 
 thread_local! {
@@ -28,14 +28,14 @@ struct Scratch {
     block: Vec<f32>,
 }
 
-/// A layer's weight `[out, in]` and bias `[out]`.
+/// The weight `[out, in]` and the bias `[out]` of a layer.
 #[derive(Clone, Copy)]
 pub(super) struct Weight<'a> {
     pub(super) panels: &'a PackedWeight,
     pub(super) bias: &'a [f32],
 }
 
-/// `x [T, in] · weightᵀ + bias → [T, out]` of layers with the same inputs, through an activation if asked for.
+/// Computes `x [T, in] · weightᵀ + bias → [T, out]` for layers with the same inputs, with an optional activation.
 pub(super) struct Forward<'a> {
     pub(super) x: &'a [f32],
     pub(super) layers: &'a [Weight<'a>],
@@ -43,7 +43,7 @@ pub(super) struct Forward<'a> {
 }
 
 impl Operator for Forward<'_> {
-    /// The results, and what went into the activation.
+    /// The outputs, and the inputs of the activation (empty without an activation).
     type Output = (Vec<Vec<f32>>, Vec<Vec<f32>>);
 
     #[inline(always)]
@@ -52,7 +52,8 @@ impl Operator for Forward<'_> {
         let Some(k) = layers.first().map(|layer| layer.panels.inputs) else { return (Vec::new(), Vec::new()) };
         let sizes = || layers.iter().map(|layer| x.len() / k * layer.panels.outputs);
         let mut outs: Vec<Vec<f32>> = sizes().map(|size| vec![0.0; size]).collect();
-        let mut befores: Vec<Vec<f32>> = sizes().filter(|_| activation.is_some()).map(Vec::with_capacity).collect();
+        let mut pre_activations: Vec<Vec<f32>> =
+            sizes().filter(|_| activation.is_some()).map(Vec::with_capacity).collect();
         for (b, x) in x.chunks(ROW_BLOCK * k).enumerate() {
             let rows = Rows { values: x, stride: k, count: x.len() / k };
             for (l, (layer, out)) in layers.iter().zip(&mut outs).enumerate() {
@@ -60,16 +61,16 @@ impl Operator for Forward<'_> {
                 let out = &mut out[b * ROW_BLOCK * n..][..rows.count * n];
                 multiply::<S, R, C>(simd, rows, &layer.panels.forward, Finish::Bias(layer.bias), out, n);
                 if let Some(activation) = activation {
-                    befores[l].extend_from_slice(out);
+                    pre_activations[l].extend_from_slice(out);
                     activate(out, activation);
                 }
             }
         }
-        (outs, befores)
+        (outs, pre_activations)
     }
 }
 
-/// `LayerNorm(dropout(x · weightᵀ + bias) + residual) → [T, out]`
+/// Computes `LayerNorm(dropout(x · weightᵀ + bias) + residual) → [T, out]`.
 pub(super) struct ForwardAddNorm<'a> {
     pub(super) x: &'a [f32],
     pub(super) weight: Weight<'a>,
@@ -98,7 +99,7 @@ impl Operator for ForwardAddNorm<'_> {
     }
 }
 
-/// Scale, shift `[D]` and ε of a normalisation.
+/// The weight `[D]`, the bias `[D]` and ε of a layer norm.
 #[derive(Clone, Copy)]
 pub(super) struct Norm<'a> {
     pub(super) weight: &'a [f32],
@@ -106,14 +107,14 @@ pub(super) struct Norm<'a> {
     pub(super) eps: f32,
 }
 
-/// Rows of mean 0 and variance 1, and the reciprocals of the deviations they were divided by.
+/// Rows normalized to mean 0 and variance 1, and the inverse standard deviation of each row before.
 #[derive(Debug)]
 pub(super) struct Normalised {
     rows: Vec<f32>,
     scales: Vec<f32>,
 }
 
-/// `LayerNorm(x)`: `[T, D] → [T, D]`
+/// Computes `LayerNorm(x)`: `[T, D] → [T, D]`.
 pub(super) struct ForwardNorm<'a> {
     pub(super) x: Vec<f32>,
     pub(super) norm: Norm<'a>,
@@ -142,7 +143,7 @@ impl Operator for ForwardNorm<'_> {
     }
 }
 
-/// From the gradient of a normalisation's output to those of its input (returned), its scale and its shift (added).
+/// The backward pass of a layer norm: returns the gradient of the input, and accumulates those of weight and bias.
 pub(super) struct BackwardNorm<'a> {
     pub(super) gradient: &'a [f32],
     pub(super) normalised: &'a Normalised,
@@ -178,10 +179,11 @@ impl Operator for BackwardNorm<'_> {
     }
 }
 
-/// From the gradient of an activation's output to that of its input.
+/// The backward pass of an activation: replaces the gradient of the output with the gradient of the input.
 pub(super) struct BackwardActivation<'a> {
     pub(super) gradient: &'a mut [f32],
-    pub(super) before: &'a [f32],
+    /// The input of the activation.
+    pub(super) pre_activation: &'a [f32],
     pub(super) activation: Activation,
 }
 
@@ -191,22 +193,22 @@ impl Operator for BackwardActivation<'_> {
     #[inline(always)]
     fn run<S: Simd, const R: usize, const C: usize>(self, _: S) {
         #[inline(always)]
-        fn each(gradient: &mut [f32], before: &[f32], slope: impl Fn(f32) -> f32) {
-            for (g, x) in gradient.iter_mut().zip(before) {
+        fn each(gradient: &mut [f32], pre_activation: &[f32], slope: impl Fn(f32) -> f32) {
+            for (g, x) in gradient.iter_mut().zip(pre_activation) {
                 *g *= slope(*x);
             }
         }
-        let Self { gradient, before, activation } = self;
+        let Self { gradient, pre_activation, activation } = self;
         match activation {
-            Activation::Gelu => each(gradient, before, gelu_slope),
-            Activation::GeluTanh => each(gradient, before, gelu_tanh_slope),
-            Activation::Relu => each(gradient, before, relu_slope),
-            Activation::Silu => each(gradient, before, silu_slope),
+            Activation::Gelu => each(gradient, pre_activation, gelu_slope),
+            Activation::GeluTanh => each(gradient, pre_activation, gelu_tanh_slope),
+            Activation::Relu => each(gradient, pre_activation, relu_slope),
+            Activation::Silu => each(gradient, pre_activation, silu_slope),
         }
     }
 }
 
-/// Drops elements of rows.
+/// Applies dropout to rows, in place.
 pub(super) struct Drop<'a> {
     pub(super) values: &'a mut [f32],
     pub(super) dropout: &'a Dropout,
@@ -225,14 +227,15 @@ impl Operator for Drop<'_> {
     }
 }
 
-/// From the gradients `[T, out]` of layers' outputs to those of their weights and biases, which are added.
+/// The backward pass of linear layers with respect to their parameters: from the gradients `[T, out]` of the outputs,
+/// accumulates the gradients of the weights and biases.
 pub(super) struct BackwardWeight<'a> {
     pub(super) x: &'a [f32],
     pub(super) gradients: &'a [Vec<f32>],
     pub(super) sums: Vec<Sums<'a>>,
 }
 
-/// Where a layer's gradients are added.
+/// The accumulators of a layer's gradients.
 pub(super) struct Sums<'a> {
     pub(super) weight: &'a mut [f32],
     pub(super) bias: &'a mut [f32],
@@ -254,7 +257,7 @@ impl Operator for BackwardWeight<'_> {
                 add(bias, row);
             }
             for (b, sums) in weight.chunks_mut(ROW_BLOCK * inputs).enumerate() {
-                // The block of the gradient, which every panel reads, is moved together.
+                // Every panel reads this block of the gradient, so it is made contiguous.
                 let count = sums.len() / inputs;
                 columns.clear();
                 for row in gradient.chunks_exact(outputs) {
@@ -271,7 +274,8 @@ impl Operator for BackwardWeight<'_> {
     }
 }
 
-/// From the gradients `[T, out]` of layers' outputs to that of their input `[T, in]`.
+/// The backward pass of linear layers with respect to their input: from the gradients `[T, out]` of the outputs to the
+/// gradient `[T, in]` of the common input.
 pub(super) struct BackwardInput<'a> {
     pub(super) gradients: &'a [Vec<f32>],
     pub(super) weights: &'a [&'a PackedWeight],
@@ -306,7 +310,7 @@ impl Operator for BackwardInput<'_> {
     }
 }
 
-/// The dot product, through as many partial sums as [`sum_by`].
+/// Computes the dot product in as many partial sums as [`sum_by`].
 #[inline(always)]
 pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     const PARTIAL_SUMS: usize = 16;
@@ -323,7 +327,8 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     sums.iter().sum()
 }
 
-/// The derivative of GELU: Φ(x) + x φ(x), with the `erf` of Abramowitz & Stegun 7.1.26; absolute error below 3e-7.
+/// Returns the derivative of GELU: Φ(x) + x φ(x), with the `erf` of Abramowitz & Stegun 7.1.26; absolute error below
+/// 3e-7.
 #[inline(always)]
 fn gelu_slope(x: f32) -> f32 {
     const DENSITY_AT_0: f32 = 0.398_942_3;
@@ -335,7 +340,7 @@ fn gelu_slope(x: f32) -> f32 {
     0.5 * (1.0 + erf) + x * DENSITY_AT_0 * bell
 }
 
-/// The derivative of GELU's tanh approximation.
+/// Returns the derivative of GELU's tanh approximation.
 #[inline(always)]
 fn gelu_tanh_slope(x: f32) -> f32 {
     let [scale, cubic] = GELU_TANH;
@@ -344,13 +349,13 @@ fn gelu_tanh_slope(x: f32) -> f32 {
     s + x * s * (1.0 - s) * scale * 3.0_f32.mul_add(square, 1.0)
 }
 
-/// The derivative of the rectifier, 0 at 0 as in PyTorch.
+/// Returns the derivative of `relu`; 0 at 0, as in PyTorch.
 #[inline(always)]
 fn relu_slope(x: f32) -> f32 {
     if x > 0.0 { 1.0 } else { 0.0 }
 }
 
-/// The derivative of `x · sigmoid(x)`.
+/// Returns the derivative of `x · sigmoid(x)`.
 #[inline(always)]
 fn silu_slope(x: f32) -> f32 {
     let s = sigmoid(x);

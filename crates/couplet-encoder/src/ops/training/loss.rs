@@ -1,4 +1,4 @@
-//! The vectorised part of losses: logits to probabilities.
+//! The vectorized part of losses: softmax of logits.
 
 use pulp::Simd;
 
@@ -12,6 +12,7 @@ pub(in crate::ops) struct SoftmaxRows<'a> {
 }
 
 impl SoftmaxRows<'_> {
+    /// Runs without selecting an instruction set.
     #[inline(always)]
     pub(in crate::ops) fn run_plain(self) -> Vec<f32> {
         let mut sums = Vec::with_capacity(self.logits.len() / self.columns);

@@ -1,8 +1,8 @@
-//! The operators with gradients: the fused kernels with a backward pass, on a [`Tape`] of our own.
+//! The fused CPU kernels with a backward pass, recorded on a [`Tape`] instead of candle's.
 //!
-//! Weights are not on the tape: an operator adds the gradients of its weights to the [`Gradient`] that the recording has
-//! for each ([`Parameters`]), so that no gradient of a whole vocabulary is made for a few tokens, and inference
-//! and training share the same layers.
+//! Weights are not on the tape. The recording has a [`Gradient`] for each weight ([`Parameters`]), to which operators
+//! add. So a batch with a few tokens needs no gradient of the whole vocabulary, and inference and training share the
+//! same layers.
 
 mod attention;
 mod dropout;
@@ -27,14 +27,14 @@ use super::fast::Isa;
 use super::linear::AddNorm;
 use super::{Activation, Attention, LayerNorm, Linear, Pointwise};
 
-/// Proof that this CPU can run the fused kernels with gradients.
+/// The fused CPU kernels with gradients. A value proves that this CPU supports the instruction set.
 #[derive(Debug, Clone, Copy)]
 pub struct TrainingKernels {
     pub(super) isa: Isa,
 }
 
 impl TrainingKernels {
-    /// The instruction set that they were compiled for.
+    /// Returns the instruction set of the kernels.
     #[must_use]
     pub fn isa(self) -> Isa {
         self.isa

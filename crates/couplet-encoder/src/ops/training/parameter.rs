@@ -1,4 +1,4 @@
-//! What the fused kernels know of a weight that they learn: its gradient, and the weight packed for both passes.
+//! Trainable parameters of the fused kernels: the gradient of a weight, and the weight packed for both passes.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,45 +8,45 @@ use candle_core::TensorId;
 use crate::ops::fast::Isa;
 use crate::ops::fast::gemm::Panels;
 
-/// The parameters of a recording, by their tensors.
+/// The parameters of a recording, by the ids of their tensors.
 pub type Parameters = HashMap<TensorId, Parameter>;
 
-/// What the CPU kernels need to learn a weight.
+/// A trainable weight of the CPU kernels.
 #[derive(Debug, Clone)]
 pub struct Parameter {
-    /// Where they add its gradient.
+    /// The accumulated gradient of the weight.
     pub gradient: Arc<Gradient>,
-    /// A matrix `[out, in]` packed for them.
+    /// The packed weight `[out, in]`; none for other parameters than matrices of linear layers.
     pub panels: Option<Arc<PackedWeight>>,
 }
 
 /// The sum of the gradients that one lane of a training step has computed for one parameter.
 ///
-/// Only one thread works in a lane at a time: the locks are there for the compiler, and the order of additions is
-/// that of the lane's work.
+/// Only one thread works on a lane at a time. The locks are never contended, and the order of additions is the order of
+/// the lane's work.
 #[derive(Debug, Default)]
 pub struct Gradient {
     dense: Mutex<Vec<f32>>,
     rows: Mutex<Vec<RowGradients>>,
 }
 
-/// Gradients of some rows of an embedding table, which are few among many.
+/// Sparse gradients of an embedding table: those of the rows that a batch uses.
 #[derive(Debug, Clone)]
 pub struct RowGradients {
     /// The row that each gradient belongs to; a row may occur more than once.
     pub ids: Vec<u32>,
-    /// `[ids, D]`
+    /// The gradients, `[ids, D]`.
     pub gradients: Arc<Vec<f32>>,
 }
 
 impl Gradient {
-    /// The dense part: `len` values, or none if nothing was added yet.
+    /// Returns the dense part; empty if nothing was added yet.
     pub fn dense(&self) -> MutexGuard<'_, Vec<f32>> {
         self.dense.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The dense part, for addition: zeros at first.
-    pub(super) fn dense_of(&self, len: usize) -> MutexGuard<'_, Vec<f32>> {
+    /// Returns the dense part of `len` values, initialized with zeros.
+    pub(super) fn dense_mut(&self, len: usize) -> MutexGuard<'_, Vec<f32>> {
         let mut dense = self.dense();
         if dense.len() != len {
             *dense = vec![0.0; len];
@@ -56,7 +56,7 @@ impl Gradient {
 
     /// Adds a dense gradient.
     pub fn add(&self, gradient: &[f32]) {
-        for (sum, x) in self.dense_of(gradient.len()).iter_mut().zip(gradient) {
+        for (sum, x) in self.dense_mut(gradient.len()).iter_mut().zip(gradient) {
             *sum += *x;
         }
     }
@@ -65,7 +65,7 @@ impl Gradient {
         self.rows.lock().unwrap_or_else(PoisonError::into_inner).push(rows);
     }
 
-    /// Takes the rows, in the order in which they were computed.
+    /// Takes the sparse part, in the order in which it was computed.
     pub fn take_rows(&self) -> Vec<RowGradients> {
         std::mem::take(&mut self.rows.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -81,7 +81,7 @@ pub struct PackedWeight {
 }
 
 impl PackedWeight {
-    /// Packs a row-major weight, in the memory of the one before.
+    /// Packs a row-major weight `[outputs, _]`, reusing the allocated memory.
     pub fn pack(&mut self, isa: Isa, weight: &[f32], outputs: usize) {
         let (inputs, width) = (weight.len() / outputs, isa.panel_width());
         self.forward.pack_columns(weight.chunks_exact(inputs), inputs, width, 1.0);

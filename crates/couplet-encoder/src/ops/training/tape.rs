@@ -1,12 +1,14 @@
-//! Our own tape: what was computed, to be gone through backwards.
+//! The tape: records the operators of a forward pass and runs their backward passes in reverse order.
 //!
-//! It replaces candle's, which for every gradient of an activation allocates zeros, allocates the sum of the zeros and
-//! the gradient, and has a pool of spinning threads add them up under one lock for all callers: a fifth of the time of
-//! a step, and threads that wait for each other. Here a gradient is moved, or added in place. And candle's custom
-//! operators have at most three arguments and one result.
+//! It replaces candle's backpropagation for two reasons:
 //!
-//! A tape belongs to the thread that records it. While it records, that thread must not give work to rayon, which
-//! could run a piece of another recording on it.
+//! - For each gradient of an activation, candle allocates zeros, then allocates the sum of the zeros and the gradient,
+//!   and adds them in a pool of spinning threads under a global lock. That takes a fifth of a step's time and makes
+//!   threads wait for each other. Here a gradient is moved, or added in place.
+//! - candle's custom operators have at most three arguments and one result.
+//!
+//! A tape belongs to the thread that records it. While recording, that thread must not wait for rayon, which could run
+//! a part of another recording on it.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -20,16 +22,16 @@ thread_local! {
     static RECORDING: RefCell<Option<Recording>> = const { RefCell::new(None) };
 }
 
-/// A forward pass so far.
+/// A forward pass that is being recorded.
 struct Recording {
     parameters: Arc<Parameters>,
     records: Vec<Record>,
 }
 
-/// From the gradients of an operator's results to those of its arguments, both in order.
+/// Maps the gradients of an operator's results to the gradients of its arguments, both in order.
 type Backward = Box<dyn FnOnce(Vec<Vec<f32>>) -> Result<Vec<Vec<f32>>>>;
 
-/// An operator that was computed.
+/// A recorded operator.
 struct Record {
     name: &'static str,
     arguments: Vec<TensorId>,
@@ -37,14 +39,14 @@ struct Record {
     backward: Backward,
 }
 
-/// The operators of a forward pass, in their order.
+/// The recorded operators of a forward pass, in order.
 pub struct Tape(Vec<Record>);
 
 impl Tape {
-    /// Computes something and records it; the operators find what they learn of a weight in `parameters`.
+    /// Runs `forward` and records its operators. They look up their weights in `parameters`.
     ///
     /// # Errors
-    /// Those of `forward`.
+    /// An error of `forward`.
     pub fn record<T>(parameters: Arc<Parameters>, forward: impl FnOnce() -> Result<T>) -> Result<(T, Self)> {
         RECORDING.set(Some(Recording { parameters, records: Vec::new() }));
         let result = forward();
@@ -52,18 +54,24 @@ impl Tape {
         Ok((result?, Self(records)))
     }
 
-    /// Goes back from the gradients of tensors that were computed; parameters' gradients are added where they belong.
+    /// Runs the backward pass, from the gradients of result tensors. Adds the gradients of the parameters to their
+    /// [`Parameter::gradient`].
     ///
-    /// Returns the gradients of tensors that no recorded operator computed.
+    /// Returns the gradients of the input tensors, which no recorded operator computed.
     ///
     /// # Errors
-    /// An operator that the gradient does not reach: one was computed that does not record itself.
-    pub fn backward(self, of: impl IntoIterator<Item = (TensorId, Vec<f32>)>) -> Result<HashMap<TensorId, Vec<f32>>> {
-        let mut gradients: HashMap<TensorId, Vec<f32>> = of.into_iter().collect();
+    /// A recorded operator that no gradient reaches, because an operator in between was not recorded.
+    pub fn backward(
+        self,
+        outputs: impl IntoIterator<Item = (TensorId, Vec<f32>)>,
+    ) -> Result<HashMap<TensorId, Vec<f32>>> {
+        let mut gradients: HashMap<TensorId, Vec<f32>> = outputs.into_iter().collect();
         for Record { name, arguments, results, backward } in self.0.into_iter().rev() {
-            let of_results: Option<Vec<Vec<f32>>> = results.iter().map(|id| gradients.remove(id)).collect();
-            let Some(of_results) = of_results else { candle_core::bail!("the gradient does not reach `{name}`") };
-            for (id, gradient) in arguments.into_iter().zip(backward(of_results)?) {
+            let result_gradients: Option<Vec<Vec<f32>>> = results.iter().map(|id| gradients.remove(id)).collect();
+            let Some(result_gradients) = result_gradients else {
+                candle_core::bail!("the gradient does not reach `{name}`")
+            };
+            for (id, gradient) in arguments.into_iter().zip(backward(result_gradients)?) {
                 match gradients.get_mut(&id) {
                     Some(sum) => sum.iter_mut().zip(&gradient).for_each(|(sum, x)| *sum += *x),
                     None => drop(gradients.insert(id, gradient)),
@@ -74,7 +82,7 @@ impl Tape {
     }
 }
 
-/// Records an operator, if this thread records.
+/// Records an operator, if this thread is recording.
 pub(super) fn push(
     name: &'static str,
     arguments: &[&Tensor],
@@ -93,15 +101,17 @@ pub(super) fn push(
     });
 }
 
-/// Looks up what the recording of this thread learns of a weight.
+/// Looks up the parameter of a weight in this thread's recording.
 pub(super) fn parameter(weight: &Tensor) -> Result<Parameter> {
     let found =
         RECORDING.with_borrow(|recording| recording.as_ref().and_then(|it| it.parameters.get(&weight.id()).cloned()));
-    found.ok_or_else(|| candle_core::Error::Msg(format!("a weight {:?} that no recording learns", weight.dims())))
+    found.ok_or_else(|| {
+        candle_core::Error::Msg(format!("no recording has a parameter for the weight {:?}", weight.dims()))
+    })
 }
 
-/// The one gradient of an operator with one result.
-pub(super) fn only(mut gradients: Vec<Vec<f32>>) -> Result<Vec<f32>> {
+/// Returns the gradient of an operator with one result.
+pub(super) fn single(mut gradients: Vec<Vec<f32>>) -> Result<Vec<f32>> {
     match (gradients.pop(), gradients.pop()) {
         (Some(gradient), None) => Ok(gradient),
         _ => candle_core::bail!("an operator with one result has one gradient"),

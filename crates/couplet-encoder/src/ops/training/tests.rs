@@ -1,4 +1,4 @@
-//! The backward pass of every operator against candle's automatic differentiation of the reference operators.
+//! Compares the backward pass of every operator with candle's automatic differentiation of the reference operators.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,10 +8,10 @@ use candle_core::Var;
 use super::*;
 use crate::ops::{Embeddings, Kernels, attention as attend, attention_with_dropout, linear_many};
 
-/// Largest error of a gradient by its norm. Odd shapes have few numbers, and unlucky ones cancel.
-const ROUNDING: f64 = 2e-5;
+/// The maximum error of a gradient relative to its norm. Small shapes have few numbers, which may cancel.
+const TOLERANCE: f64 = 2e-5;
 
-/// Numbers in [-1, 1), the same in every run; `seed` tells tensors apart.
+/// Returns pseudo-random numbers in [-1, 1), the same in every run; tensors with different seeds differ.
 fn random(seed: u64, shape: &[usize]) -> Tensor {
     let value = |i: u64| (mix64(mix64(seed) ^ i) >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
     let values: Vec<f32> = (0..shape.iter().product::<usize>() as u64).map(value).collect();
@@ -32,7 +32,7 @@ fn fused() -> Option<TrainingKernels> {
 /// Results and gradients by name.
 type Outcome = BTreeMap<String, Vec<f32>>;
 
-/// Goes forwards and backwards from gradients of the results that are random.
+/// Runs the forward pass, then the backward pass from random gradients of the results.
 fn outcome(
     inputs: &[Tensor],
     parameters: &[Tensor],
@@ -42,26 +42,27 @@ fn outcome(
     let mut outcome = Outcome::new();
     let gradient_of = |r: usize, result: &Tensor| random(900 + r as u64, result.dims());
     if let Kernels::Training(fast) = kernels {
-        let learned = parameters.iter().map(|tensor| {
+        let trainable = parameters.iter().map(|tensor| {
             let mut panels = PackedWeight::default();
             if let Ok((outputs, _)) = tensor.dims2() {
                 panels.pack(fast.isa, &values(tensor), outputs);
             }
             (tensor.id(), Parameter { gradient: Arc::default(), panels: Some(Arc::new(panels)) })
         });
-        let learned: Arc<Parameters> = Arc::new(learned.collect());
-        let (results, tape) = Tape::record(learned.clone(), || forward(inputs, parameters, kernels)).unwrap();
+        let trainable: Arc<Parameters> = Arc::new(trainable.collect());
+        let (results, tape) = Tape::record(trainable.clone(), || forward(inputs, parameters, kernels)).unwrap();
         for (r, result) in results.iter().enumerate() {
             outcome.insert(format!("result {r}"), values(result));
         }
-        let of = results.iter().enumerate().map(|(r, result)| (result.id(), values(&gradient_of(r, result))));
-        let mut gradients = tape.backward(of).unwrap();
+        let output_gradients =
+            results.iter().enumerate().map(|(r, result)| (result.id(), values(&gradient_of(r, result))));
+        let mut gradients = tape.backward(output_gradients).unwrap();
         for (i, input) in inputs.iter().enumerate() {
             outcome.insert(format!("input {i}"), gradients.remove(&input.id()).unwrap());
         }
         for (i, parameter) in parameters.iter().enumerate() {
-            let gradient = &learned[&parameter.id()].gradient;
-            let mut sum = gradient.dense_of(parameter.elem_count()).clone();
+            let gradient = &trainable[&parameter.id()].gradient;
+            let mut sum = gradient.dense_mut(parameter.elem_count()).clone();
             for rows in gradient.take_rows() {
                 let dim = parameter.dim(1).unwrap();
                 for (id, row) in rows.ids.iter().zip(rows.gradients.chunks_exact(dim)) {
@@ -74,7 +75,7 @@ fn outcome(
         let var = |x: &Tensor| Var::from_tensor(x).unwrap();
         let inputs: Vec<Var> = inputs.iter().map(var).collect();
         let variables: Vec<Var> = parameters.iter().map(var).collect();
-        let tensors = |of: &[Var]| of.iter().map(|v| v.as_tensor().clone()).collect::<Vec<Tensor>>();
+        let tensors = |variables: &[Var]| variables.iter().map(|v| v.as_tensor().clone()).collect::<Vec<Tensor>>();
         let results = forward(&tensors(&inputs), &tensors(&variables), kernels).unwrap();
         let mut loss = Tensor::new(0f32, &candle_core::Device::Cpu).unwrap();
         for (r, result) in results.iter().enumerate() {
@@ -98,7 +99,7 @@ fn compare(
     parameters: &[Tensor],
     forward: impl Fn(&[Tensor], &[Tensor], Kernels) -> Result<Vec<Tensor>>,
 ) {
-    // A machine without the kernels has nothing to compare.
+    // Nothing to compare on a machine without the kernels.
     let Some(fast) = fused() else { return };
     let ours = outcome(inputs, parameters, &forward, Kernels::Training(fast));
     let theirs = outcome(inputs, parameters, &forward, Kernels::reference(candle_core::DType::F32));
@@ -110,9 +111,9 @@ fn compare(
         let square = |x: f32| f64::from(x) * f64::from(x);
         let off = norm(ours.iter().zip(expected).map(|(x, y)| square(x - y)).sum());
         let size = norm(expected.iter().map(|x| square(*x)).sum());
-        // What is 0 but for rounding, such as the slope of a constant, is compared with numbers around 1.
+        // The second term is for gradients that are 0 except for rounding, such as that of a constant.
         assert!(
-            off <= ROUNDING * (size + 0.05 * (expected.len() as f64).sqrt()),
+            off <= TOLERANCE * (size + 0.05 * (expected.len() as f64).sqrt()),
             "{what}: {name}: off by {off} of {size}"
         );
     }
@@ -121,7 +122,7 @@ fn compare(
 const ROWS: [usize; 7] = [1, 2, 5, 12, 13, 97, 200];
 const LAYERS: [(usize, usize); 7] = [(1, 17), (12, 20), (7, 33), (31, 5), (32, 64), (64, 32), (100, 113)];
 
-/// A weight of products around 1, and a bias.
+/// Returns a weight that keeps the scale of its inputs, and a bias.
 fn layer(seed: u64, inputs: usize, outputs: usize) -> [Tensor; 2] {
     let weight = (random(seed, &[outputs, inputs]) * (1.0 / (inputs as f64).sqrt())).unwrap();
     [weight, random(seed + 1, &[outputs])]
@@ -135,7 +136,7 @@ fn norm(parameters: &[Tensor]) -> LayerNorm {
     LayerNorm::new(parameters[0].clone(), parameters[1].clone(), 1e-12)
 }
 
-/// Drops a third of `rows`, dealt out to three sequences.
+/// Returns a mask that drops a third of the elements.
 fn dropout(place: Place, cu_rows: &[u32]) -> Option<Dropout> {
     let rates = Rates { attention: 0.33, attention_output: 0.33, ..Rates::NONE };
     Noise::new(1, 2, rates, (5..).take(cu_rows.len() - 1).collect()).at(place, cu_rows)
@@ -161,7 +162,7 @@ fn layers() {
 }
 
 #[test]
-fn several_layers_of_the_same_rows() {
+fn several_layers_with_the_same_input() {
     let parameters = [layer(1, 20, 12), layer(3, 20, 33), layer(5, 20, 7)].concat();
     for rows in ROWS {
         compare(&format!("{rows} rows"), &[random(7, &[rows, 20])], &parameters, |x, parameters, kernels| {
@@ -202,7 +203,7 @@ fn small_operators() {
             let dropout = dropout(Place::AttentionOutput(1), &[0, rows as u32]);
             Ok(vec![kernels.drop_elements(&x[0], dropout)?])
         });
-        compare("rectifier and tanh", &x, &[], |x, _, kernels| {
+        compare("relu and tanh", &x, &[], |x, _, kernels| {
             Ok(vec![kernels.pointwise(&x[0], Pointwise::Relu)?, kernels.pointwise(&x[0], Pointwise::Tanh)?])
         });
         let selected: Vec<u32> = (0..rows as u32).step_by(3).collect();
@@ -210,7 +211,7 @@ fn small_operators() {
     }
 }
 
-fn of<'a>(x: &'a [Tensor], cu_queries: &'a [u32], cu_keys: &'a [u32], heads: usize) -> Attention<'a> {
+fn inputs<'a>(x: &'a [Tensor], cu_queries: &'a [u32], cu_keys: &'a [u32], heads: usize) -> Attention<'a> {
     Attention { query: &x[0], key: &x[1], value: &x[2], cu_queries, cu_keys, heads }
 }
 
@@ -235,14 +236,14 @@ fn attention_of_sequences() {
             let tensor = |seed, rows: &[u32], scale: f64| {
                 (random(seed, &[*rows.last().unwrap() as usize, dim]) * scale).unwrap()
             };
-            // Large enough that some keys weigh much more than others.
+            // Large enough for a softmax that is far from uniform.
             let x = [tensor(1, &cu_queries, 4.0), tensor(2, &cu_keys, 2.0), tensor(3, &cu_keys, 1.0)];
             compare(&format!("{heads} heads of {dim}, queries {queries:?}"), &x, &[], |x, _, kernels| {
-                Ok(vec![attend(&of(x, &cu_queries, &cu_keys, heads), kernels)?])
+                Ok(vec![attend(&inputs(x, &cu_queries, &cu_keys, heads), kernels)?])
             });
             compare(&format!("{heads} heads of {dim}, queries {queries:?}, dropout"), &x, &[], |x, _, kernels| {
                 let dropout = dropout(Place::Attention(1), &cu_queries);
-                let context = attention_with_dropout(&of(x, &cu_queries, &cu_keys, heads), dropout, kernels)?;
+                let context = attention_with_dropout(&inputs(x, &cu_queries, &cu_keys, heads), dropout, kernels)?;
                 Ok(vec![context])
             });
         }

@@ -1,20 +1,20 @@
-//! Products whose left-hand side is the transpose of what lies in memory.
+//! Matrix products with a transposed left-hand side.
 
 use pulp::Simd;
 
 use crate::ops::fast::gemm::{Left, MAX_TILE_ROWS, Panels, REST_ROWS, store_tile};
 
-/// Values behind the last row of a matrix that [`multiply_transposed`] may read and ignore.
+/// The number of values after the last row of a matrix that [`multiply_transposed`] may read, and ignores.
 pub(super) const PADDING: usize = MAX_TILE_ROWS;
 
-/// A matrix `[k, count]`, followed by [`PADDING`].
+/// A row-major matrix `[k, count]`, followed by [`PADDING`] values.
 #[derive(Clone, Copy)]
 pub(super) struct Columns<'a> {
     pub(super) values: &'a [f32],
     pub(super) count: usize,
 }
 
-/// Rows of a tile that are columns of a matrix, from the given one.
+/// A tile whose rows are consecutive columns of a matrix.
 #[derive(Clone, Copy)]
 struct Tile<'a> {
     values: &'a [f32],
@@ -28,7 +28,7 @@ impl<const R: usize> Left<R> for Tile<'_> {
     }
 }
 
-/// `columnsᵀ [count, k] · panels [k, n] → out [count, n]`, rows of `out` `stride` apart.
+/// Computes `columnsᵀ [count, k] · panels [k, n] → out [count, n]`; `stride` is the row stride of `out`.
 #[inline(always)]
 pub(super) fn multiply_transposed<S: Simd, const R: usize, const C: usize>(
     simd: S,

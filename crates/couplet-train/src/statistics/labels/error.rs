@@ -7,7 +7,7 @@ use thiserror::Error;
 use super::GoldLabel;
 
 /// The maximum number of wrong rows that an error shows.
-const MOST_SHOWN: usize = 5;
+const MAX_SHOWN: usize = 5;
 
 /// Label values that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -52,8 +52,8 @@ pub enum LabelError {
 }
 
 impl LabelError {
-    /// Replaces the row names, which by default are positions among the values. A split or filtered query has other
-    /// positions.
+    /// Replaces the row names. The default names are positions among the values, which are wrong after a split or a
+    /// filter.
     #[must_use]
     pub fn named(mut self, name: impl Fn(usize) -> String) -> Self {
         if let Self::Rows { rows, .. } = &mut self {
@@ -101,7 +101,7 @@ impl WrongRows {
             self.help = help;
         }
         self.count += 1;
-        if self.shown.len() < MOST_SHOWN {
+        if self.shown.len() < MAX_SHOWN {
             let mut value = value.to_string();
             if let Some((end, _)) = value.char_indices().nth(80) {
                 value.truncate(end);

@@ -18,7 +18,7 @@ pub use error::{LabelError, WrongRow};
 use error::{Wrong, WrongRows};
 
 /// The maximum number of known labels that an error lists.
-const MOST_LISTED: usize = 20;
+const MAX_LISTED: usize = 20;
 
 /// A value of a label column.
 #[derive(Debug, Clone, PartialEq)]
@@ -70,7 +70,7 @@ pub enum Targets {
 pub struct Labels {
     task: Task,
     names: Vec<String>,
-    places: HashMap<String, u32>,
+    indices: HashMap<String, u32>,
     numbers: Numbers,
 }
 
@@ -80,27 +80,27 @@ enum Numbers {
     /// The label with that name.
     Names,
     /// The label at that index, from 0.
-    Places,
+    Indices,
     /// The label with that number in the GLUE data set, mapped to its index among the names, which may be in another
     /// order.
     DataSet(Vec<u32>),
     /// Ambiguous: the names are some of the GLUE data set's, but not all.
-    Unclear,
+    Ambiguous,
 }
 
 impl Numbers {
     fn of(task: Task, names: &[String]) -> Self {
-        let places: Vec<Option<usize>> =
+        let indices: Vec<Option<usize>> =
             task.labels().iter().map(|label| names.iter().position(|name| same_name(name, label))).collect();
         if names.iter().all(|name| name.parse::<i64>().is_ok()) {
             Self::Names
-        } else if places.iter().any(Option::is_some) {
-            let all = places.into_iter().map(|place| place.and_then(|place| u32::try_from(place).ok()));
-            all.collect::<Option<_>>().map_or(Self::Unclear, Self::DataSet)
+        } else if indices.iter().any(Option::is_some) {
+            let all = indices.into_iter().map(|index| index.and_then(|index| u32::try_from(index).ok()));
+            all.collect::<Option<_>>().map_or(Self::Ambiguous, Self::DataSet)
         } else if task.is_glue() && names.len() != task.labels().len() {
-            Self::Unclear
+            Self::Ambiguous
         } else {
-            Self::Places
+            Self::Indices
         }
     }
 }
@@ -130,7 +130,7 @@ impl Labels {
                 (value, _) => wrong.push(row, value, unsuitable(value, task.problem())),
             }
             if !integers.is_empty() && !texts.is_empty() {
-                wrong.push(row, value, ("is of another kind than those before it".into(), MIXED.into()));
+                wrong.push(row, value, ("has another type than the labels before it".into(), MIXED.into()));
                 break;
             }
         }
@@ -153,32 +153,32 @@ impl Labels {
     /// Too few names, an empty name, or a duplicate name; names for a regression.
     pub fn given(task: Task, names: Vec<String>) -> Result<Self, LabelError> {
         let problem = task.problem();
-        let refuse = |names, problem: String| Err(LabelError::Given { names, problem });
+        let error = |names, problem: String| Err(LabelError::Given { names, problem });
         let least = match problem {
             Problem::Regression if names.is_empty() => return Ok(Self::regression(task)),
-            Problem::Regression => return refuse(names, format!("task {task} learns a value and has no labels")),
+            Problem::Regression => return error(names, format!("task {task} predicts a value and has no labels")),
             Problem::SingleLabel => 2,
             Problem::MultiLabel => 1,
         };
         if names.len() < least {
-            return refuse(names, format!("task {task} needs {least} labels or more"));
+            return error(names, format!("task {task} needs {least} labels or more"));
         }
-        let mut places = HashMap::new();
-        for (name, place) in names.iter().zip(0..) {
+        let mut indices = HashMap::new();
+        for (name, index) in names.iter().zip(0..) {
             if name.is_empty() {
-                return refuse(names, "a label has no name".into());
+                return error(names, "a label has no name".into());
             }
-            if places.insert(name.clone(), place).is_some() {
-                let problem = format!("label {name:?} is there twice");
-                return refuse(names, problem);
+            if indices.insert(name.clone(), index).is_some() {
+                let problem = format!("label {name:?} occurs twice");
+                return error(names, problem);
             }
         }
         let numbers = Numbers::of(task, &names);
-        Ok(Self { task, names, places, numbers })
+        Ok(Self { task, names, indices, numbers })
     }
 
     fn regression(task: Task) -> Self {
-        Self { task, names: Vec::new(), places: HashMap::new(), numbers: Numbers::Names }
+        Self { task, names: Vec::new(), indices: HashMap::new(), numbers: Numbers::Names }
     }
 
     /// Returns the names of the logits, in order; empty for a regression.
@@ -302,12 +302,12 @@ impl Labels {
     }
 
     fn integer(&self, number: i64) -> Result<u32, Wrong> {
-        let place = usize::try_from(number).ok();
+        let index = usize::try_from(number).ok();
         let found = match &self.numbers {
             Numbers::Names => return self.name(&number.to_string()),
-            Numbers::Places => place.filter(|place| *place < self.names.len()).and_then(|place| place.try_into().ok()),
-            Numbers::DataSet(places) => place.and_then(|place| places.get(place).copied()),
-            Numbers::Unclear => {
+            Numbers::Indices => index.filter(|index| *index < self.names.len()).and_then(|index| index.try_into().ok()),
+            Numbers::DataSet(indices) => index.and_then(|index| indices.get(index).copied()),
+            Numbers::Ambiguous => {
                 return Err((
                     "is not clear".into(),
                     format!(
@@ -320,17 +320,17 @@ impl Labels {
             }
         };
         match found {
-            Some(place) => Ok(place),
+            Some(index) => Ok(index),
             None if self.task.is_glue() && number == -1 => Err((
-                "stands for no label".into(),
+                "is not a label".into(),
                 "GLUE's test parts have no gold labels: select the train or validation part".into(),
             )),
             None => Err((
                 "is unknown".into(),
                 match &self.numbers {
-                    Numbers::DataSet(places) => format!(
+                    Numbers::DataSet(indices) => format!(
                         "whole numbers from 0 to {} stand for the labels of GLUE's {}: {}",
-                        places.len() - 1,
+                        indices.len() - 1,
                         self.task,
                         listed(self.task.labels())
                     ),
@@ -343,7 +343,7 @@ impl Labels {
     }
 
     fn name(&self, text: &str) -> Result<u32, Wrong> {
-        self.places.get(text).copied().ok_or_else(|| {
+        self.indices.get(text).copied().ok_or_else(|| {
             let near = closest(text, self.names.iter().map(String::as_str));
             let near = near.map_or("m".into(), |near| format!("did you mean {near:?}? M"));
             (
@@ -372,16 +372,16 @@ impl Labels {
         let GoldLabel::Texts(names) = value else { return Err(unsuitable(value, self.problem())) };
         let mut set = vec![false; self.names.len()];
         for name in names {
-            let place = self.name(name).map_err(|(problem, help)| (format!("has {name:?}, which {problem}"), help))?;
-            set[place as usize] = true;
+            let index = self.name(name).map_err(|(problem, help)| (format!("has {name:?}, which {problem}"), help))?;
+            set[index as usize] = true;
         }
         Ok(set)
     }
 
     fn known(&self) -> String {
-        let mut known = listed(&self.names[..self.names.len().min(MOST_LISTED)]);
-        if self.names.len() > MOST_LISTED {
-            let _ = write!(known, " and {} more", self.names.len() - MOST_LISTED);
+        let mut known = listed(&self.names[..self.names.len().min(MAX_LISTED)]);
+        if self.names.len() > MAX_LISTED {
+            let _ = write!(known, " and {} more", self.names.len() - MAX_LISTED);
         }
         known
     }

@@ -10,38 +10,38 @@ use super::{MetricError, check_labels, check_length, ratio};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Confusion {
     /// The non-zero cells, by gold label, then predicted label: of thousands of labels, few are ever confused.
-    cells: Vec<(Place, u64)>,
+    cells: Vec<(Cell, u64)>,
     /// The number of rows per label: with it as gold label, as predicted label, and as both.
     support: Vec<u64>,
     predicted: Vec<u64>,
     hits: Vec<u64>,
 }
 
-/// A gold label and a predicted one.
-type Place = (u32, u32);
+/// A cell of the matrix: a gold label and a predicted label.
+type Cell = (u32, u32);
 
 /// The cell of the confusion matrix for each row.
 #[derive(Debug, Clone)]
 pub(super) struct Cells {
     labels: usize,
     /// The cells, in order.
-    places: Vec<Place>,
-    /// The index of each row's cell in `places`.
+    cells: Vec<Cell>,
+    /// The index of each row's cell in `cells`.
     rows: Vec<u32>,
 }
 
 impl Cells {
     /// Takes labels that [`check`] has validated.
     pub(super) fn new(labels: usize, gold: &[u32], predicted: &[u32]) -> Self {
-        let places = || gold.iter().copied().zip(predicted.iter().copied());
-        let numbers: BTreeMap<Place, u32> = places().map(|place| (place, 0)).collect();
-        let numbers: BTreeMap<Place, u32> = numbers.into_keys().zip(0..).collect();
-        Self { labels, rows: places().map(|place| numbers[&place]).collect(), places: numbers.into_keys().collect() }
+        let cells = || gold.iter().copied().zip(predicted.iter().copied());
+        let numbers: BTreeMap<Cell, u32> = cells().map(|cell| (cell, 0)).collect();
+        let numbers: BTreeMap<Cell, u32> = numbers.into_keys().zip(0..).collect();
+        Self { labels, rows: cells().map(|cell| numbers[&cell]).collect(), cells: numbers.into_keys().collect() }
     }
 
     /// Counts the rows, each as many times as `counts` gives.
     pub(super) fn count(&self, counts: &[u32]) -> Confusion {
-        let size = self.places.len();
+        let size = self.cells.len();
         // Neighbouring rows mostly fall into the same few cells, and an addition depends on the previous one in its
         // cell. Four interleaved matrices halve the time.
         let mut parts = vec![0_u64; 4 * size];
@@ -55,8 +55,8 @@ impl Cells {
         for (cell, count) in cell_rest.iter().zip(count_rest) {
             parts[*cell as usize] += u64::from(*count);
         }
-        let count = |cell: usize| (0..4).map(|part| parts[part * size + cell]).sum();
-        Confusion::of_cells(self.labels, self.places.iter().enumerate().map(|(cell, place)| (*place, count(cell))))
+        let count = |index: usize| (0..4).map(|part| parts[part * size + index]).sum();
+        Confusion::of_cells(self.labels, self.cells.iter().enumerate().map(|(index, cell)| (*cell, count(index))))
     }
 }
 
@@ -150,7 +150,7 @@ impl Confusion {
     /// Returns the number of rows with this gold label and this predicted label.
     #[must_use]
     pub fn count(&self, gold: usize, predicted: usize) -> u64 {
-        let found = self.cells.binary_search_by_key(&(gold as u32, predicted as u32), |(place, _)| *place);
+        let found = self.cells.binary_search_by_key(&(gold as u32, predicted as u32), |(cell, _)| *cell);
         found.map_or(0, |cell| self.cells[cell].1)
     }
 
@@ -282,7 +282,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_row_and_no_such_label_are_errors() {
+    fn no_rows_and_unknown_labels_are_errors() {
         assert_eq!(Confusion::new(2, &[], &[]), Err(MetricError::Empty));
         let error = Confusion::new(2, &[0, 1], &[0, 2]).unwrap_err();
         assert_eq!(error.to_string(), "row 2: the predicted label is 2, expected one of the 2 labels from 0");
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn thousands_of_labels_cost_what_their_rows_do() {
+    fn memory_does_not_grow_with_the_square_of_labels() {
         let gold: Vec<u32> = (0..70_000).collect();
         let predicted: Vec<u32> = gold.iter().map(|label| label - label % 2).collect();
         let confusion = Confusion::new(70_000, &gold, &predicted).unwrap();
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_positive_flatters_f1_and_not_matthews() {
+    fn predicting_all_positive_raises_f1_but_not_matthews() {
         let confusion = Confusion::new(2, &[1, 1, 0], &[1, 1, 1]).unwrap();
         assert!((confusion.class(1).f1 - 0.8).abs() < 1e-12);
         assert_eq!(confusion.matthews(), Some(0.0));

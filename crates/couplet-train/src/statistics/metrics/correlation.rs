@@ -112,7 +112,7 @@ impl Ties {
 
 /// Returns the rows by ascending value.
 fn order(values: &[f64]) -> Vec<u32> {
-    assert!(values.len() < 1 << 31, "rows of a correlation are counted in 31 bits");
+    assert!(values.len() < 1 << 31, "a correlation has fewer than 2^31 rows");
     let mut order: Vec<u32> = (0..values.len() as u32).collect();
     // Adding 0 turns -0 into 0, which is the same value.
     let value = |row: u32| values[row as usize] + 0.0;
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_far_mean_and_huge_values_lose_nothing() {
+    fn a_large_mean_and_huge_values_keep_precision() {
         let (gold, predicted) = ([1e9, 1e9 + 1.0, 1e9 + 2.0], [1.0, 2.0, 3.0]);
         assert!((measured(&gold, &predicted).0.unwrap() - 1.0).abs() < 1e-9);
         assert!((measured(&[1e300, -1e300, 0.0], &[1.0, -1.0, 0.0]).0.unwrap() - 1.0).abs() < 1e-9);

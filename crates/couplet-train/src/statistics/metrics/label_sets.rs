@@ -6,7 +6,7 @@ use super::{MetricError, Tally, check_length, ratio};
 #[derive(Debug, Clone)]
 pub struct LabelSets {
     /// True for each row whose set is correct.
-    right: Vec<bool>,
+    correct: Vec<bool>,
     /// One column per label, with a code for each row: summing columns is much faster than scanning rows.
     columns: Vec<Vec<u8>>,
 }
@@ -33,7 +33,7 @@ impl LabelSets {
         let column = |label| codes.iter().skip(label).step_by(labels).copied().collect();
         let rows = gold.chunks_exact(labels).zip(predicted.chunks_exact(labels));
         Ok(Self {
-            right: rows.map(|(gold, guess)| gold == guess).collect(),
+            correct: rows.map(|(gold, guess)| gold == guess).collect(),
             columns: (0..labels).map(column).collect(),
         })
     }
@@ -41,18 +41,18 @@ impl LabelSets {
     /// Returns the number of rows.
     #[must_use]
     pub fn rows(&self) -> usize {
-        self.right.len()
+        self.correct.len()
     }
 
     /// Returns the share of the rows whose labels are all correct; none without rows.
     #[must_use]
     pub fn subset_accuracy(&self, counts: &[u32]) -> Option<f64> {
-        let (mut right, mut all) = (0, 0);
-        for (&row, &count) in self.right.iter().zip(counts) {
+        let (mut correct, mut all) = (0, 0);
+        for (&row, &count) in self.correct.iter().zip(counts) {
             all += u64::from(count);
-            right += u64::from(count) * u64::from(row);
+            correct += u64::from(count) * u64::from(row);
         }
-        ratio(right, all)
+        ratio(correct, all)
     }
 
     fn tally(column: &[u8], counts: &[u32]) -> Tally {
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sets_are_whole_or_wrong() {
+    fn a_set_is_correct_only_if_all_labels_are() {
         let sets = LabelSets::new(2, &[true, false, true, true], &[true, false, true, false]).unwrap();
         assert_eq!(sets.subset_accuracy(&[1, 1]), Some(0.5));
         assert_eq!(sets.subset_accuracy(&[3, 1]), Some(0.75));

@@ -95,10 +95,10 @@ impl Metric {
         Self::parse_among(name, Self::all())
     }
 
-    /// Finds a metric among some, as [`Metric::parse`] does.
+    /// Finds a metric among the given ones, as [`Metric::parse`] does.
     ///
     /// # Errors
-    /// A name that none of them has, with the closest one and a list of theirs.
+    /// A name that none of them has, with the closest one and a list of all their names.
     pub fn parse_among(name: &str, metrics: impl Iterator<Item = Self> + Clone) -> Result<Self, UnknownName> {
         let named = |metric: &Self| {
             let (_, own, others, _) = metric.row();
@@ -193,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_metric_goes_by_its_names() {
+    fn a_metric_is_found_by_name_and_alias() {
         for metric in Metric::all() {
             assert_eq!(Metric::parse(metric.name()), Ok(metric));
         }

@@ -110,6 +110,6 @@ pub(super) fn check_probabilities(values: &[f64], width: usize) -> Result<(), Me
 }
 
 /// Divides; returns none if the divisor is 0.
-fn ratio(part: u64, whole: u64) -> Option<f64> {
-    (whole > 0).then(|| part as f64 / whole as f64)
+fn ratio(part: u64, total: u64) -> Option<f64> {
+    (total > 0).then(|| part as f64 / total as f64)
 }

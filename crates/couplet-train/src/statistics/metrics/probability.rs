@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::{MetricError, check_labels, check_length, check_probabilities};
 
-/// How far the sum of a row's probabilities may be from 1: they come from single-precision arithmetic.
+/// The maximum distance of the sum of a row's probabilities from 1; they come from single-precision arithmetic.
 const SUM_TOLERANCE: f64 = 1e-3;
 
 /// One value per row whose mean is a metric, such as a loss or a squared error.
@@ -97,7 +97,7 @@ pub struct Reliability {
 struct Row {
     confidence: f64,
     bin: u32,
-    right: bool,
+    correct: bool,
 }
 
 /// The rows whose highest probability lies in one bin.
@@ -128,10 +128,10 @@ impl BinSums {
     }
 
     /// Adds rows to a bin: their number, the number of correct ones, and the sum of their highest probabilities.
-    pub fn add(&mut self, bin: usize, rows: u64, right: u64, confidence: f64) {
+    pub fn add(&mut self, bin: usize, rows: u64, correct: u64, confidence: f64) {
         let sums = &mut self.0[bin];
         sums.0 += rows;
-        sums.1 += right;
+        sums.1 += correct;
         sums.2 += confidence;
     }
 
@@ -139,12 +139,12 @@ impl BinSums {
     #[must_use]
     pub fn bins(&self) -> Vec<Bin> {
         let width = self.0.len() as f64;
-        let bin = |(i, &(count, right, confidence)): (usize, &(u64, u64, f64))| Bin {
+        let bin = |(i, &(count, correct, confidence)): (usize, &(u64, u64, f64))| Bin {
             above: i as f64 / width,
             up_to: (i + 1) as f64 / width,
             count,
             confidence: (count > 0).then(|| confidence / count as f64),
-            accuracy: (count > 0).then(|| right as f64 / count as f64),
+            accuracy: (count > 0).then(|| correct as f64 / count as f64),
         };
         self.0.iter().enumerate().map(bin).collect()
     }
@@ -156,7 +156,7 @@ impl BinSums {
     #[must_use]
     pub fn expected_calibration_error(&self) -> Option<f64> {
         let n: u64 = self.0.iter().map(|(n, _, _)| n).sum();
-        let gaps: f64 = self.0.iter().map(|(_, right, confidence)| (confidence - *right as f64).abs()).sum();
+        let gaps: f64 = self.0.iter().map(|(_, correct, confidence)| (confidence - *correct as f64).abs()).sum();
         (n > 0).then(|| gaps / n as f64)
     }
 }
@@ -170,11 +170,11 @@ impl Reliability {
         check(labels, gold, probabilities)?;
         check_length("bins", bins, bins.max(1))?;
         let rows = gold.iter().zip(probabilities.chunks_exact(labels)).map(|(gold, row)| {
-            let top = top(row);
-            let confidence = row[top];
+            let argmax = argmax(row);
+            let confidence = row[argmax];
             // Bins include their upper end, so that 1 falls into the last.
             let bin = ((confidence * bins as f64).ceil() as u32).saturating_sub(1);
-            Row { confidence, bin: bin.min(bins as u32 - 1), right: top == *gold as usize }
+            Row { confidence, bin: bin.min(bins as u32 - 1), correct: argmax == *gold as usize }
         });
         Ok(Self { bins, rows: rows.collect() })
     }
@@ -185,14 +185,14 @@ impl Reliability {
         let mut sums = BinSums::new(self.bins);
         for (row, &count) in self.rows.iter().zip(counts) {
             let n = u64::from(count);
-            sums.add(row.bin as usize, n, n * u64::from(row.right), f64::from(count) * row.confidence);
+            sums.add(row.bin as usize, n, n * u64::from(row.correct), f64::from(count) * row.confidence);
         }
         sums
     }
 }
 
 /// Returns the most probable label, the first of equals.
-pub(super) fn top(row: &[f64]) -> usize {
+pub(super) fn argmax(row: &[f64]) -> usize {
     (0..row.len()).reduce(|best, i| if row[i] > row[best] { i } else { best }).unwrap_or(0)
 }
 
@@ -201,7 +201,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn logits_are_refused() {
+    fn logits_are_rejected() {
         let error = RowMeans::log_loss(2, &[0, 1], &[0.3, 0.7, -2.1, 2.2]).unwrap_err();
         assert_eq!(error.to_string(), "row 2: a probability is -2.1, expected a number from 0 to 1");
         let error = RowMeans::log_loss(2, &[0, 1], &[0.3, 0.7, 0.5, 0.6]).unwrap_err();
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn bins_are_closed_above() {
+    fn bins_include_their_upper_end() {
         let reliability = Reliability::new(10, 2, &[0, 1, 1], &[1.0, 0.0, 0.5, 0.5, 0.1, 0.9]).unwrap();
         let sums = reliability.sums(&[1, 1, 1]);
         let bins = sums.bins();

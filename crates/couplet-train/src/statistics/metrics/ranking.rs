@@ -28,7 +28,7 @@ impl Ranking {
         }
         check_length("scores", scores.len(), positive.len())?;
         check_finite("the score", scores, 1)?;
-        assert!(scores.len() >> (u32::BITS - FLAGS) == 0, "rows of a ranking are counted in 30 bits");
+        assert!(scores.len() >> (u32::BITS - FLAGS) == 0, "a ranking has fewer than 2^30 rows");
         let mut order: Vec<u32> = (0..scores.len() as u32).collect();
         // Adding 0 turns -0 into 0, which is the same score.
         let score = |row: u32| scores[row as usize] + 0.0;
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_kind_of_rows_has_no_area() {
+    fn rows_of_one_label_have_no_roc_auc() {
         let measured = |positive: &[bool], scores: &[f64]| Ranking::new(positive, scores).unwrap().measure(&[1, 1]);
         assert_eq!(measured(&[true, true], &[0.1, 0.2]), (None, Some(1.0)));
         assert_eq!(measured(&[false, false], &[0.1, 0.2]), (None, Some(0.0)));

@@ -117,7 +117,7 @@ impl Classes {
     ) -> Result<Self, MetricError> {
         probability::check(labels, &gold, &probabilities)?;
         let predicted = predicted
-            .unwrap_or_else(|| probabilities.chunks_exact(labels).map(|row| probability::top(row) as u32).collect());
+            .unwrap_or_else(|| probabilities.chunks_exact(labels).map(|row| probability::argmax(row) as u32).collect());
         confusion::check(labels, &gold, &predicted)?;
         let positive = 1;
         let ranking = if labels == 2 { Some(ranking(positive, &gold, &probabilities)?) } else { None };
@@ -139,7 +139,7 @@ impl Classes {
     /// Sets the index of the positive one of two labels; does nothing for other numbers of labels.
     ///
     /// # Errors
-    /// None that [`Classes::new`] has not already found.
+    /// None, as [`Classes::new`] has validated the rows.
     pub fn with_positive(mut self, label: Option<usize>) -> Result<Self, MetricError> {
         if let Some(label) = label.filter(|label| self.labels == 2 && *label != self.positive) {
             self.ranking = Some(ranking(label, &self.gold, &self.probabilities)?);
@@ -367,7 +367,7 @@ mod tests {
 
     /// Swapping the labels, and the positive one with them, changes no metric.
     #[test]
-    fn the_positive_label_may_have_either_place() {
+    fn the_positive_label_may_have_either_index() {
         let (gold, p) = ([0, 1, 1, 0, 1, 1], [0.3, 0.6, 0.8, 0.8, 0.1, 0.7]);
         let probabilities = |first: fn(f64) -> [f64; 2]| p.iter().flat_map(|p| first(*p)).collect::<Vec<f64>>();
         let usual = Classes::new(2, gold.to_vec(), probabilities(|p| [1.0 - p, p]), None, DEFAULT_BINS).unwrap();
