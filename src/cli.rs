@@ -13,7 +13,6 @@ mod runs;
 mod schema;
 
 use std::collections::BTreeMap;
-use std::future::Future;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;

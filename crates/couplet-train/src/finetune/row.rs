@@ -59,7 +59,7 @@ impl Job {
     /// Counts the validation rows whose texts are also training texts. Compares hashes, so that long texts are not
     /// stored twice.
     #[must_use]
-    pub fn shared(&self) -> usize {
+    pub fn overlapping_rows(&self) -> usize {
         let mut held_out: HashMap<u128, usize> = HashMap::new();
         for row in &self.kind.validation {
             *held_out.entry(row.digest()).or_default() += 1;
