@@ -339,7 +339,6 @@ pub(crate) fn in_file(query: &Query) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use couplet_storage::objects;
 
     #[test]
     fn refusals_exit_with_2_and_transient_failures_with_1() {

@@ -118,7 +118,7 @@ pub(super) struct Keys<'r> {
     path: String,
     /// The span of the table header, or of a whole inline table.
     header: Range<usize>,
-    keys_read: Vec<&'static str>,
+    read: Vec<&'static str>,
     later: Vec<&'static str>,
     missing: Vec<(&'static str, Problem)>,
 }
@@ -144,11 +144,11 @@ impl<'r> Keys<'r> {
         table: &'r DeTable<'r>,
         read: impl FnOnce(&mut Self) -> Read<T>,
     ) -> Read<T> {
-        let (keys_read, later, missing) = (Vec::new(), Vec::new(), Vec::new());
-        let mut keys = Self { reader, section, table, path, header, keys_read, later, missing };
+        let (read, later, missing) = (Vec::new(), Vec::new(), Vec::new());
+        let mut keys = Self { reader, section, table, path, header, read, later, missing };
         let mut value = read(&mut keys);
         debug_assert!(
-            section.keys().all(|key| keys.keys_read.contains(&key.name)),
+            section.keys().all(|key| keys.read.contains(&key.name)),
             "[{}] describes a key that is never read",
             section.path
         );
@@ -178,13 +178,13 @@ impl<'r> Keys<'r> {
         name: &'static str,
         read: impl FnOnce(&Item<'r>) -> Read<T>,
     ) -> Read<Option<T>> {
-        self.keys_read.push(name);
+        self.read.push(name);
         self.item(name).map(|item| read(&item)).transpose()
     }
 
     /// Reads a key that has a default.
     pub(super) fn or<T>(&mut self, name: &'static str, read: impl FnOnce(&Item<'r>) -> Read<T>) -> Read<T> {
-        self.keys_read.push(name);
+        self.read.push(name);
         match self.item(name) {
             Some(item) => read(&item),
             None => self.default_in(self.section, name, read),
@@ -219,7 +219,7 @@ impl<'r> Keys<'r> {
         name: &'static str,
         read: impl FnOnce(&mut Self) -> Read<T>,
     ) -> Read<T> {
-        self.keys_read.push(name);
+        self.read.push(name);
         match (self.item(name), &self.key(name).kind) {
             (Some(item), _) => item.table(read),
             (None, Kind::Section(section)) => {
@@ -231,7 +231,7 @@ impl<'r> Keys<'r> {
 
     /// Marks keys as read that are absent and not needed.
     pub(super) fn none_of(&mut self, names: &[&'static str]) {
-        self.keys_read.extend(names);
+        self.read.extend(names);
     }
 
     /// Reads a required key.

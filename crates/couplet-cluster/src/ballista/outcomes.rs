@@ -155,7 +155,7 @@ mod tests {
         let none: ArrayRef = Arc::new(to_array(&[], "one"));
         assert_eq!(of_array(&none).unwrap().0, []);
         let other: ArrayRef = Arc::new(StringArray::from(vec!["x"]));
-        assert!(of_array(&other).unwrap_err().to_string().contains("no scores"));
+        assert!(of_array(&other).unwrap_err().to_string().contains("instead of scores"));
     }
 
     #[test]

@@ -102,7 +102,7 @@ pub(crate) struct MaskedWordsNames {
     pub(crate) bias: &'static str,
 }
 
-/// Sanh et al. 2019: no token types. The head is `pre_classifier`, ReLU and `classifier` on the first token.
+/// Sanh et al. 2019: no token types. The head is `pre_classifier`, `ReLU` and `classifier` on the first token.
 pub static DISTILBERT: Family = Family {
     name: "DistilBERT",
     model_type: "distilbert",

@@ -24,9 +24,9 @@ type Cell = (u32, u32);
 #[derive(Debug, Clone)]
 pub(super) struct Cells {
     labels: usize,
-    /// The cells, in order.
-    cells: Vec<Cell>,
-    /// The index of each row's cell in `cells`.
+    /// The cells with rows, in order.
+    distinct: Vec<Cell>,
+    /// The index of each row's cell in `distinct`.
     rows: Vec<u32>,
 }
 
@@ -36,12 +36,12 @@ impl Cells {
         let cells = || gold.iter().copied().zip(predicted.iter().copied());
         let numbers: BTreeMap<Cell, u32> = cells().map(|cell| (cell, 0)).collect();
         let numbers: BTreeMap<Cell, u32> = numbers.into_keys().zip(0..).collect();
-        Self { labels, rows: cells().map(|cell| numbers[&cell]).collect(), cells: numbers.into_keys().collect() }
+        Self { labels, rows: cells().map(|cell| numbers[&cell]).collect(), distinct: numbers.into_keys().collect() }
     }
 
     /// Counts the rows, each as many times as `counts` gives.
     pub(super) fn count(&self, counts: &[u32]) -> Confusion {
-        let size = self.cells.len();
+        let size = self.distinct.len();
         // Neighbouring rows mostly fall into the same few cells, and an addition depends on the previous one in its
         // cell. Four interleaved matrices halve the time.
         let mut parts = vec![0_u64; 4 * size];
@@ -56,7 +56,7 @@ impl Cells {
             parts[*cell as usize] += u64::from(*count);
         }
         let count = |index: usize| (0..4).map(|part| parts[part * size + index]).sum();
-        Confusion::of_cells(self.labels, self.cells.iter().enumerate().map(|(index, cell)| (*cell, count(index))))
+        Confusion::of_cells(self.labels, self.distinct.iter().enumerate().map(|(index, cell)| (*cell, count(index))))
     }
 }
 
