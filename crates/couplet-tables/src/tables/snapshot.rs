@@ -4,7 +4,7 @@
 //! between, the reader combines parts of two files. Here the first request of a statement pins the version of a file:
 //!
 //! - A local file is kept open from its listing on, and requests read the open file (Linux only, and up to
-//!   [`MAX_OPEN_FILES`] files).
+//!   `MAX_OPEN_FILES` files).
 //! - For any other file, a request that gets another version is an error, and the statement is executed again.
 //!
 //! A file that is kept open but overwritten in place is detected at the end of the statement.
