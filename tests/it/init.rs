@@ -166,7 +166,7 @@ fn guesses_can_be_overridden_and_wrong_overrides_are_errors() {
         message
     };
     assert!(wrong(&["--text", "reviw"]).contains("did you mean `review`?"));
-    assert!(wrong(&["--id", "stars"]).contains("another row has too"));
+    assert!(wrong(&["--id", "stars"]).contains("the same value as another row"));
     let (message, report) = from(folder.path(), &["reviews.jsonl", "--id", "order"]);
     assert!(message.contains("id     `order`: as requested") && message.contains("label  `stars`"), "{message}");
     assert!(message.contains("text   `review`"), "{message}");
