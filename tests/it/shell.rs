@@ -104,7 +104,7 @@ fn positions_in_errors_are_those_of_the_script() {
     insta::assert_snapshot!(problem(text), @"error: stdin: Expected: an SQL statement, found: SELEC at Line: 3, Column: 30");
     insta::assert_snapshot!(problem("SELECT 1;\r\n\r\n  SELEC 2;\r\n"), @"error: stdin: Expected: an SQL statement, found: SELEC at Line: 3, Column: 3");
     insta::assert_snapshot!(problem("SELECT 1;\n\nSELECT * FROM none;\n"), @"error: stdin, line 3: there is no table `none`, and no tables are defined: name one with --table none=URI or --pipeline FILE, or read a file with FROM 'FILE'");
-    insta::assert_snapshot!(problem("\\timing maybe"), @r"error: \timing maybe: it is on or off");
+    insta::assert_snapshot!(problem("\\timing maybe"), @r"error: \timing maybe: expected on or off");
     // Commands of other shells.
     let printed =
         stdout_of(&mut from_stdin("CREATE VIEW v AS SELECT 1 AS x;\n.schema v\n.timer off\n.quit\nSELECT 2;", &[]));

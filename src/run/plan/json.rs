@@ -163,7 +163,7 @@ impl PlannedScoring {
             "model": {
                 "uri": self.model,
                 "fingerprint": self.fingerprint.as_ref().ok(),
-                "stand_in": self.fingerprint.as_ref().err(),
+                "stands_for_it": self.fingerprint.as_ref().err(),
                 "precision": self.precision,
             },
             "tokens": self.lengths.as_ref().map(|lengths| lengths.to_json(self.texts)),
