@@ -144,8 +144,8 @@ impl<'r> Keys<'r> {
         table: &'r DeTable<'r>,
         read: impl FnOnce(&mut Self) -> Read<T>,
     ) -> Read<T> {
-        let (read, later, missing) = (Vec::new(), Vec::new(), Vec::new());
-        let mut keys = Self { reader, section, table, path, header, read, later, missing };
+        let (later, missing) = (Vec::new(), Vec::new());
+        let mut keys = Self { reader, section, table, path, header, read: Vec::new(), later, missing };
         let mut value = read(&mut keys);
         debug_assert!(
             section.keys().all(|key| keys.read.contains(&key.name)),
