@@ -447,7 +447,7 @@ fn a_missing_model_is_explained_by_its_rejected_candidate() {
     for expected in [
         "there is no model models/task yet: promote_if rejected the trained one, as accuracy > 0.999 does not hold (0.",
         "Lower promote_if or improve the training and run again",
-        "it is in models/task.candidate",
+        "use the rejected model in models/task.candidate",
         "not promoted, as accuracy > 0.999 does not hold (0.",
         ": there is still no model; the new model is models/task.candidate",
     ] {
